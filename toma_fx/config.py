@@ -1,0 +1,175 @@
+"""What a user may choose, checked at the door."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toma_fx.errors import ConfigError
+
+KINDS = ("self_attention", "cross_attention", "joint_attention", "parallel", "feed_forward")
+ORDERS = ("tile", "stripe", "hilbert", "global")
+SHARES = ("run", "block", "region")
+UNMERGES = ("transpose", "pinv")
+
+
+@dataclass(frozen=True)
+class TomaConfig:
+    """How tokens are merged. Immutable and hashable; every field has a default.
+
+    Args:
+        ratio: share of tokens removed in every window, in [0, 1). A larger value is faster and
+            costs detail; 0 leaves the model as it is.
+        window: side of a window in tokens; a window holds `window²` tokens. A larger value finds
+            better destinations and costs planning time (the square of the tokens a window).
+        order: which tokens share a window. `"tile"`: squares of the grid (a Hilbert curve where
+            the grid does not divide); `"hilbert"`: runs of a Hilbert curve; `"stripe"`: runs of
+            consecutive tokens, needs no grid; `"global"`: one window, whose planning grows with
+            the square of the token count.
+        temperature: τ of the assignment softmax, in units of cosine similarity. A larger value
+            blends more destinations into each token and costs sharpness.
+        unmerge: `"transpose"` (the public code) or `"pinv"` (the paper's text), which inverts
+            the merge and costs a small eigendecomposition per window and weighing.
+        share: which regions use one plan: `"run"` (contiguous regions of one stream, token
+            count, channels and block class), `"block"`, or `"region"` (each its own). Sharing
+            less follows the features more closely and costs one planning more per plan.
+        select_every: steps between two selections of destinations, where the graph has a
+            timestep. A larger value is cheaper and uses older destinations.
+        weigh_every: steps between two computations of the weights, likewise.
+        regions: `"all"`, or a tuple of kinds (`self_attention`, `cross_attention`,
+            `joint_attention`, `parallel`, `feed_forward`).
+        include: patterns (as in `fnmatch`) over module paths; only matching regions are merged.
+        exclude: patterns over module paths that stay at full length.
+        min_tokens: streams with fewer tokens stay at full length; below some size the launches
+            cost more than the tokens.
+        grid: `(height, width)` or `(frames, height, width)` in tokens, where the graph does not
+            show it; `"square"` allows guessing a square; `None` refuses to guess.
+        cfg_pairs: True if the batch is two halves of one guidance batch, which then share one
+            selection (their gains are added); None or False selects for every item alone.
+
+    Raises:
+        ConfigError: a value is out of its range; the message names the field and the range.
+
+    Source: ToMA (arXiv 2509.10918), section 4, and its public code for the default values.
+    """
+
+    ratio: float = 0.5
+    window: int = 8
+    order: str = "tile"
+    temperature: float = 1e-3
+    unmerge: str = "transpose"
+    share: str = "run"
+    select_every: int = 10
+    weigh_every: int = 5
+    regions: str | tuple[str, ...] = "all"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_tokens: int = 256
+    grid: tuple[int, ...] | str | None = None
+    cfg_pairs: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+        _number("ratio", self.ratio, low=0.0, high=1.0)
+        _number("temperature", self.temperature, low=0.0, open_low=True)
+        for name in ("window", "select_every", "weigh_every", "min_tokens"):
+            _count(name, getattr(self, name))
+        _choice("order", self.order, ORDERS)
+        _choice("unmerge", self.unmerge, UNMERGES)
+        _choice("share", self.share, SHARES)
+        object.__setattr__(self, "regions", _kinds(self.regions))
+        object.__setattr__(self, "grid", _grid(self.grid))
+        if self.cfg_pairs not in (None, True, False):
+            raise ConfigError(f"cfg_pairs must be True, False or None, not {self.cfg_pairs!r}")
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def split_options(
+    options: Mapping[str, Any] | None, others: Iterable[str]
+) -> tuple[TomaConfig, dict[str, Any]]:
+    """Tell the fields of `TomaConfig` from the options of the inner compiler, by name.
+
+    Args:
+        options: as passed to `torch.compile(options=...)`.
+        others: the names that the inner compiler knows.
+
+    Raises:
+        ConfigError: a name belongs to neither; the message names the closest one.
+    """
+    mine = TomaConfig.field_names()
+    known = {*mine, *others}
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    for name, value in (options or {}).items():
+        key = name.replace("-", "_")
+        if key not in known:
+            raise ConfigError(f"unknown option {name!r}{closest(key, known)}")
+        (ours if key in mine else theirs)[key] = value
+    return TomaConfig(**ours), theirs
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'ratio'?"`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _number(
+    name: str, value: object, *, low: float, high: float | None = None, open_low: bool = False
+) -> None:
+    span = f"{'(' if open_low else '['}{low:g}, {'∞' if high is None else f'{high:g}'})"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number in {span}, not {value!r}")
+    above = value > low if open_low else value >= low
+    if not (above and value < (float("inf") if high is None else high)):
+        raise ConfigError(f"{name} must lie in {span}, not {value!r}")
+
+
+def _count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        hint = closest(value, allowed) if isinstance(value, str) else ""
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}{hint}")
+
+
+def _patterns(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name} must be a tuple of patterns over module paths, not {value!r}")
+    return tuple(value)
+
+
+def _kinds(value: object) -> str | tuple[str, ...]:
+    if value == "all":
+        return "all"
+    kinds = _patterns("regions", value)
+    if not kinds:
+        raise ConfigError('regions must be "all" or name at least one kind')
+    for kind in kinds:
+        _choice("regions", kind, KINDS)
+    return kinds
+
+
+def _grid(value: object) -> tuple[int, ...] | str | None:
+    if value is None or value == "square":
+        return value  # type: ignore[return-value]
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f'grid must be (height, width), "square" or None, not {value!r}')
+    sides = tuple(value)
+    if len(sides) not in (2, 3):
+        raise ConfigError(f"grid must have two or three sides, not {len(sides)}")
+    for side in sides:
+        _count("every side of grid", side)
+    return sides

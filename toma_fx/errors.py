@@ -1,0 +1,35 @@
+"""The errors that toma_fx raises. Every message says what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+
+class TomaError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(TomaError, ValueError):
+    """A value of `TomaConfig`, or an option of the backend, is not usable."""
+
+
+class AutogradError(TomaError, RuntimeError):
+    """The call needs gradients; merged plans are for inference only."""
+
+
+class CannotRewrite(TomaError):  # noqa: N818 - a refusal, not a failure: it is caught and reported
+    """A region, or the whole graph, stays as it was.
+
+    `reason` is a sentence for the report. `node` is the node where the proof stopped, if one did.
+    """
+
+    def __init__(self, reason: str, node: Node | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.node = node
+
+    def __str__(self) -> str:
+        return self.reason if self.node is None else f"{self.reason} (at {self.node.name})"

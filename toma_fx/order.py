@@ -1,0 +1,134 @@
+"""Token orders: permutations that make each run of tokens one compact window of the grid.
+
+With windows as data, a non-square, odd or three-dimensional grid needs no code path of its own:
+merging works on `hidden[:, order]`, unmerging ends with the inverse permutation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_CURVE_BITS = 16  # grids up to 65,536 tokens a side
+
+
+def tile_sides(grid: Sequence[int], window: int) -> tuple[int, int]:
+    """Height and width of a tile, clamped to the last two sides of the grid."""
+    return min(window, grid[-2]), min(window, grid[-1])
+
+
+def divides(grid: Sequence[int], window: int) -> bool:
+    """Whether tiles cover the grid exactly."""
+    height, width = tile_sides(grid, window)
+    return grid[-2] % height == 0 and grid[-1] % width == 0
+
+
+def tile_order(grid: Sequence[int], window: int) -> Tensor:
+    """`[N]` int64: the tokens of a raster-ordered grid, tile by tile.
+
+    Args:
+        grid: `(height, width)` or `(frames, height, width)`; tiles divide the last two sides.
+        window: side of a tile.
+    """
+    height, width = tile_sides(grid, window)
+    index = torch.arange(math.prod(grid)).view(-1, grid[-2] // height, height, grid[-1] // width, width)
+    return index.permute(0, 1, 3, 2, 4).reshape(-1)
+
+
+def hilbert_order(grid: Sequence[int]) -> Tensor:
+    """`[N]` int64: the tokens of a raster-ordered grid along a generalised Hilbert curve.
+
+    Works for any two sides; frames of a three-dimensional grid follow one another.
+    """
+    height, width = grid[-2:]
+    longer_across = width >= height
+    across = (width, 0) if longer_across else (0, height)
+    down = (0, height) if longer_across else (width, 0)
+    frame = torch.tensor([y * width + x for x, y in _curve((0, 0), across, down)])
+    frames = torch.arange(math.prod(grid[:-2])) * (height * width)
+    return (frames.unsqueeze(1) + frame).reshape(-1)
+
+
+def _curve(at: tuple[int, int], major: tuple[int, int], minor: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Cells of the rectangle spanned from `at`, entering at `at`, leaving at the end of `major`.
+
+    A rectangle far longer than high is halved along its length. Otherwise it becomes a step up
+    in half of the height, a run along the whole length, and a step down: each a rectangle again.
+    """
+    length, height = abs(sum(major)), abs(sum(minor))
+    along, up = _unit(major), _unit(minor)
+    if height == 1:
+        yield from (_move(at, along, step) for step in range(length))
+        return
+    if length == 1:
+        yield from (_move(at, up, step) for step in range(height))
+        return
+    half_length, half_height = length // 2, height // 2
+    if 2 * length > 3 * height:
+        half_length += half_length % 2 and length > 2  # even steps keep the ends adjacent
+        yield from _curve(at, _scale(along, half_length), minor)
+        yield from _curve(_move(at, along, half_length), _scale(along, length - half_length), minor)
+        return
+    half_height += half_height % 2 and height > 2
+    yield from _curve(at, _scale(up, half_height), _scale(along, half_length))
+    yield from _curve(_move(at, up, half_height), major, _scale(up, height - half_height))
+    corner = _move(_move(at, along, length - 1), up, half_height - 1)
+    yield from _curve(corner, _scale(up, -half_height), _scale(along, half_length - length))
+
+
+def _unit(span: tuple[int, int]) -> tuple[int, int]:
+    return (span[0] > 0) - (span[0] < 0), (span[1] > 0) - (span[1] < 0)
+
+
+def _scale(unit: tuple[int, int], factor: int) -> tuple[int, int]:
+    return unit[0] * factor, unit[1] * factor
+
+
+def _move(at: tuple[int, int], unit: tuple[int, int], steps: int) -> tuple[int, int]:
+    return at[0] + unit[0] * steps, at[1] + unit[1] * steps
+
+
+def order_from_positions(positions: Tensor, window: int, order: str) -> Tensor:
+    """`[N]` int64 order of tokens whose grid is data (`img_ids`), computed on their device.
+
+    Sorting keys need neither the grid's sides nor a device-to-host copy. With a window that is a
+    power of two, Hilbert keys walk each aligned tile in one run, so that they serve `"tile"` too;
+    other windows sort by tile, then within it.
+
+    Args:
+        positions: `[N, k]` coordinates, `k ≥ 2`, whole numbers in any numeric dtype. Two columns
+            are `(y, x)`; with more, columns 1 and 2 are, and the others vary slowest.
+        window: side of a tile.
+        order: `"tile"` or `"hilbert"`.
+    """
+    cells = (positions - positions.amin(0, keepdim=True)).round().long()
+    first = 0 if cells.shape[1] == 2 else 1
+    y, x = cells[:, first], cells[:, first + 1]
+    if order == "hilbert" or window & (window - 1) == 0:
+        keys = _hilbert_keys(y, x)
+    else:
+        span = 2**_CURVE_BITS
+        keys = ((y // window * span + x // window) * window + y % window) * window + x % window
+    others = [column for column in range(cells.shape[1]) if column not in (first, first + 1)]
+    sequence = torch.argsort(keys, stable=True)
+    for column in reversed(others):  # least significant key first, as a radix sort does
+        sequence = sequence[torch.argsort(cells[sequence, column], stable=True)]
+    return sequence
+
+
+def _hilbert_keys(y: Tensor, x: Tensor) -> Tensor:
+    """Distance along a Hilbert curve over a square of side 2¹⁶, elementwise."""
+    keys = torch.zeros_like(x)
+    for bit in reversed(range(_CURVE_BITS)):
+        side = 1 << bit
+        right, lower = (x & side) != 0, (y & side) != 0
+        quadrant = torch.where(lower, torch.where(right, 2, 1), torch.where(right, 3, 0))
+        keys = keys + quadrant * (side * side)
+        x, y = x & (side - 1), y & (side - 1)
+        flip = right & ~lower
+        x, y = torch.where(flip, side - 1 - x, x), torch.where(flip, side - 1 - y, y)
+        x, y = torch.where(lower, x, y), torch.where(lower, y, x)
+    return keys
