@@ -1,0 +1,28 @@
+"""Token merging for diffusion models as a compiler pass.
+
+    torch.compile(model, backend=toma_backend)
+
+finds the attention and MLP regions of the traced graph and runs them on merged tokens.
+"""
+
+from toma_fx.backend import last_report, rewrite, toma_backend
+from toma_fx.config import TomaConfig
+from toma_fx.errors import AutogradError, CannotRewrite, ConfigError, TomaError
+from toma_fx.passes import RewriteResult
+from toma_fx.reference import select_destinations
+from toma_fx.report import RegionReport, Report
+
+__all__ = [
+    "AutogradError",
+    "CannotRewrite",
+    "ConfigError",
+    "RegionReport",
+    "Report",
+    "RewriteResult",
+    "TomaConfig",
+    "TomaError",
+    "last_report",
+    "rewrite",
+    "select_destinations",
+    "toma_backend",
+]

@@ -1,0 +1,77 @@
+"""Small questions asked of nodes by every pass."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+LINEARS = (aten.linear.default,)
+ATTENTIONS = (aten.scaled_dot_product_attention.default,)
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """The sizes of a node's tensor; `()` for anything that is not one tensor."""
+    value = node.meta.get("val")
+    return tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def is_tensor(node: object) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def is_getitem(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is operator.getitem
+
+
+def op_name(node: fx.Node) -> str:
+    """`aten.linear.default` as users know it."""
+    if node.op != "call_function":
+        return f"{node.op} {node.target}"
+    return str(node.target)
+
+
+def module_stack(node: fx.Node) -> list[tuple[str, str]]:
+    """`(path, class name)` of the modules around a node, outermost first."""
+    found = []
+    for path, cls in (node.meta.get("nn_module_stack") or {}).values():
+        name = cls if isinstance(cls, str) else cls.__name__
+        found.append((clean_path(path), name.rsplit(".", 1)[-1]))
+    return found
+
+
+def clean_path(path: str) -> str:
+    """`L['self'].__dict__['_modules']['blocks'].0.attn` to `blocks.0.attn`."""
+    dotted = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
+    noise = {"", "L", "self", "__dict__", "_modules", "_orig_mod"}
+    return ".".join(part for part in dotted.split(".") if part not in noise)
+
+
+def common_module(nodes: Iterable[fx.Node]) -> tuple[str, str]:
+    """Path and class of the deepest module that holds all nodes; `("", "")` without one."""
+    common: list[tuple[str, str]] | None = None
+    for node in nodes:
+        stack = module_stack(node)
+        if common is None:
+            common = stack
+        else:
+            shared = [a for a, b in zip(common, stack, strict=False) if a == b]
+            common = shared
+    return common[-1] if common else ("", "")
+
+
+def map_leaves(args: Any, fn: Callable[[Any], Any]) -> Any:
+    """Apply `fn` to every leaf of nested lists, tuples, dictionaries and slices."""
+    if isinstance(args, list | tuple):
+        return type(args)(map_leaves(item, fn) for item in args)
+    if isinstance(args, dict):
+        return {key: map_leaves(item, fn) for key, item in args.items()}
+    if isinstance(args, slice):
+        return slice(*(map_leaves(part, fn) for part in (args.start, args.stop, args.step)))
+    return fn(args)

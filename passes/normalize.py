@@ -1,0 +1,124 @@
+"""Pass 1: any traced module to one representation, pre-dispatch ATen with static sizes.
+
+Why: Dynamo's graph calls Python functions and modules, each in many spellings. In pre-dispatch
+ATen, the graph that `torch.export` makes, `linear`, `layer_norm`, `gelu` and
+`scaled_dot_product_attention` are single nodes on every device.
+
+Before: `torch._C._nn.linear(l_x_, l_w_)` on `[s0, s1, 64]`; after: `aten.linear.default(x, w)` on
+`[2, 256, 64]`, with the placeholders, their order and their metadata kept.
+
+Precondition: no data-dependent control flow; otherwise the tracing error becomes a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.source import AttrSource, LocalSource
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import aten
+
+
+def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
+    """Trace `gm` into a new pre-dispatch ATen graph module; `gm` stays as it is.
+
+    Args:
+        gm: a Dynamo graph, an exported program's graph, or any FX graph module.
+        example_inputs: real or fake tensors and numbers, one per placeholder. Symbolic sizes
+            are specialised, which adds a guard for each: another size compiles anew.
+
+    Raises:
+        CannotRewrite: the graph cannot be traced.
+    """
+    mode = detect_fake_mode(example_inputs) or FakeTensorMode(allow_non_fake_inputs=True)
+    static = [_static(value, mode) for value in example_inputs]
+    try:
+        with traceback.preserve_node_meta(), torch.no_grad():
+            traced = make_fx(
+                fx.Interpreter(gm).run,
+                pre_dispatch=True,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*static)
+    except Exception as error:
+        raise CannotRewrite(f"tracing to ATen failed: {type(error).__name__}: {error}") from error
+    _drop_no_ops(traced)
+    keep_metadata(gm, traced)
+    return traced
+
+
+def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
+    """Carry over what AOTAutograd reads to tell static inputs (parameters) from the others.
+
+    Without it CUDA graphs would copy every parameter at every call
+    (`torch/_functorch/_aot_autograd/frontend_utils.py`).
+    """
+    target.meta.update(source.meta)
+    if hasattr(source, "_param_name_to_source"):
+        state = [*dict(target.named_parameters()), *dict(target.named_buffers())]
+        sources = {name: AttrSource(LocalSource("toma_fx"), name) for name in state}
+        target._param_name_to_source = sources  # type: ignore[assignment]
+    theirs = source.graph.find_nodes(op="placeholder")
+    for old, new in zip(theirs, target.graph.find_nodes(op="placeholder"), strict=True):
+        value = new.meta.get("val")
+        new.meta.update({key: item for key, item in old.meta.items() if key != "val"})
+        if value is not None:
+            new.meta["val"] = value
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+
+
+def _static(value: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(value, torch.SymInt):
+        return int(value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, FakeTensor):
+        return mode.from_tensor(value, static_shapes=True)
+    if not value._has_symbolic_sizes_strides:
+        return value
+    sizes = [int(size) for size in value.shape]
+    strides = [int(stride) for stride in value.stride()]
+    with value.fake_mode:
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+
+
+def _drop_no_ops(gm: fx.GraphModule) -> None:
+    """Remove nodes that return their input: casts to the same dtype, dropout in eval, `x / 1`."""
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and _returns_its_input(node):
+            node.replace_all_uses_with(node.args[0])
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def _returns_its_input(node: fx.Node) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    result, source = node.meta.get("val"), node.args[0].meta.get("val")
+    if not isinstance(result, torch.Tensor) or not isinstance(source, torch.Tensor):
+        return False
+    same = result.dtype == source.dtype and result.device == source.device
+    if node.target in (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default):
+        copies = node.kwargs.get("copy") or (len(node.args) > 3 and node.args[3])
+        return same and not copies and "memory_format" not in node.kwargs
+    if node.target in (aten.dropout.default, aten.feature_dropout.default):
+        return len(node.args) > 2 and (node.args[1] == 0 or node.args[2] is False)
+    if node.target in (aten.div.Tensor, aten.mul.Tensor):
+        one = not isinstance(node.args[1], fx.Node) and node.args[1] == 1
+        return same and one and not any(_sees_identity(user) for user in node.users)
+    return False
+
+
+def _sees_identity(user: fx.Node) -> bool:
+    """Whether a user can tell a copy from the original: it returns it or writes into it."""
+    schema = getattr(user.target, "_schema", None)
+    return user.op == "output" or (schema is not None and schema.is_mutable)

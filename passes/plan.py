@@ -1,0 +1,166 @@
+"""Pass 3: decide what is merged, in which windows, and which regions share a plan.
+
+Why: the proof says what may be merged; the configuration says what should be. Only facts about
+regions are read, the graph is not touched.
+
+Before: regions with proofs. After: every region merged, skipped or refused with its reason, and
+each merged one in a `Group`.
+
+Precondition: `find` has run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from torch import fx
+
+from toma_fx import order as orders
+from toma_fx.config import TomaConfig
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.region import Group, Positions, Region
+from toma_fx.windows import Windows, cut
+
+
+def plan(regions: list[Region], config: TomaConfig) -> list[Group]:
+    """Assign groups to the regions that stay merged; say of the others why they do not."""
+    for region in regions:
+        if region.status == "merged":
+            reason = _unwanted(region, config)
+            if reason:
+                region.drop("skipped", reason)
+    positions = {r.origin.key: r.positions for r in regions if r.origin and r.positions}
+    groups: list[Group] = []
+    for members in _runs([region for region in regions if region.status == "merged"], config):
+        try:
+            first = members[0]
+            assert first.origin is not None
+            where = _arrange(first, positions.get(first.origin.key), config)
+        except CannotRewrite as refusal:
+            for region in members:
+                region.drop("refused", str(refusal))
+            continue
+        if where.windows.destinations == where.windows.size:
+            for region in members:
+                region.drop("skipped", f"ratio {config.ratio:g} removes no token of a window")
+            continue
+        group = Group(len(groups), where.windows, where.slots, where.positions, members, where.note)
+        for region in members:
+            region.group, region.reason = group, where.note
+        groups.append(group)
+    return groups
+
+
+def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
+    """Patterns of `include` and `exclude` that match no region: most likely a spelling mistake."""
+    return [
+        pattern
+        for pattern in (*config.include, *config.exclude)
+        if not any(fnmatch(region.module_path, pattern) for region in regions)
+    ]
+
+
+def _unwanted(region: Region, config: TomaConfig) -> str:
+    path = region.module_path
+    if config.ratio == 0:
+        return "ratio 0 removes no token"
+    if config.regions != "all" and region.kind not in config.regions:
+        return f"regions leaves out {region.kind}"
+    if config.include and not any(fnmatch(path, pattern) for pattern in config.include):
+        return "no pattern of include matches"
+    if any(fnmatch(path, pattern) for pattern in config.exclude):
+        return "a pattern of exclude matches"
+    if region.tokens < config.min_tokens:
+        return f"{region.tokens} tokens are fewer than min_tokens={config.min_tokens}"
+    if config.cfg_pairs and region.entry.meta["val"].shape[0] % 2:
+        return f"cfg_pairs needs an even batch, not {region.entry.meta['val'].shape[0]}"
+    return ""
+
+
+def _runs(regions: list[Region], config: TomaConfig) -> list[list[Region]]:
+    """Neighbours with the same sharing key, in graph order."""
+    key = _SHARING[config.share]
+    runs: list[list[Region]] = []
+    for region in regions:
+        if runs and config.share != "region" and key(runs[-1][-1]) == key(region):
+            runs[-1].append(region)
+        else:
+            runs.append([region])
+    return runs
+
+
+def _stream_key(region: Region) -> tuple[object, ...]:
+    assert region.origin is not None
+    return (region.origin.key, region.tokens, region.channels, region.block_class)
+
+
+_SHARING: dict[str, Callable[[Region], tuple[object, ...]]] = {
+    "run": _stream_key,
+    "block": lambda region: (*_stream_key(region), region.block_path),
+    "region": lambda region: (region.entry,),
+}
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    windows: Windows
+    slots: tuple[int, ...] | None
+    positions: Positions | None
+    note: str
+
+
+def _arrange(region: Region, positions: Positions | None, config: TomaConfig) -> _Arrangement:
+    """Windows and token order of a stream.
+
+    Raises:
+        CannotRewrite: the order needs the grid, and nothing tells it.
+    """
+    tokens = region.tokens
+    if config.order in ("stripe", "global"):
+        size = tokens if config.order == "global" else config.window**2
+        return _static(cut(tokens, size, config.ratio), list(range(tokens)), "")
+    grid, note = _grid(region, positions, config)
+    if grid is None:
+        windows = cut(tokens, config.window**2, config.ratio)
+        return _Arrangement(windows, None, positions, note)
+    height, width = orders.tile_sides(grid, config.window)
+    windows = cut(tokens, height * width, config.ratio)
+    if (height, width) != (config.window,) * 2:
+        note += f"window clamped to {height}×{width}"
+    if config.order == "tile" and orders.divides(grid, config.window):
+        return _static(windows, orders.tile_order(grid, config.window).tolist(), note)
+    if config.order == "tile":
+        sides = "×".join(map(str, grid))
+        note = "; ".join(filter(None, (note, f"tiles do not divide {sides}: Hilbert windows")))
+    return _static(windows, orders.hilbert_order(grid).tolist(), note)
+
+
+def _static(windows: Windows, sequence: list[int], note: str) -> _Arrangement:
+    slots = tuple(sequence[rank] for rank in windows.slot_ranks())
+    return _Arrangement(windows, None if slots == tuple(range(windows.tokens)) else slots, None, note)
+
+
+def _grid(
+    region: Region, positions: Positions | None, config: TomaConfig
+) -> tuple[tuple[int, ...] | None, str]:
+    """The stream's grid, None where it is data; configured, read, or guessed if allowed."""
+    tokens = region.tokens
+    assert region.origin is not None
+    read = region.origin.grid
+    if isinstance(config.grid, tuple):
+        if math.prod(config.grid) == tokens:
+            return config.grid, ""
+        if read is None and positions is None:
+            sides = "×".join(map(str, config.grid))
+            raise CannotRewrite(f"grid {sides} has {math.prod(config.grid)} tokens, not {tokens}")
+    if read is not None or positions is not None:
+        return read, ""
+    if config.grid == "square" and math.isqrt(tokens) ** 2 == tokens:
+        return (math.isqrt(tokens),) * 2, "square grid guessed"
+    raise CannotRewrite(
+        f"the grid of the {tokens} tokens is not in the graph: "
+        'set TomaConfig(grid=(height, width)) or order="stripe"'
+    )

@@ -1,0 +1,81 @@
+"""What the passes know of a region, between finding it and rewriting it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from toma_fx.passes.layout import Origin, Step, TokenLayout
+from toma_fx.windows import Windows
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Rows `start … start + length` of `node` `[rows, k]`: the coordinates of a stream's tokens."""
+
+    node: fx.Node
+    start: int
+    length: int
+
+
+@dataclass
+class Region:
+    """A run of nodes from its entry, the hidden states that feed linears, to residual additions."""
+
+    # self_attention, cross_attention, joint_attention, parallel or feed_forward.
+    kind: str
+    # The hidden states `[B, L, C]` that are merged.
+    entry: fx.Node
+    # The nodes that read them merged: linears, or casts on the way to one.
+    seeds: tuple[fx.Node, ...]
+    # The attention and the linears that make this a region, in graph order.
+    anchors: tuple[fx.Node, ...]
+    # Path of the deepest module around the anchors.
+    module_path: str
+    # Which part of the entry's tokens is merged; None where it is all text.
+    origin: Origin | None = None
+    # Layout of the merged entry.
+    layout: TokenLayout | None = None
+    # What becomes of each node on merged tokens, in graph order; exits among them.
+    steps: dict[fx.Node, Step] = field(default_factory=dict)
+    # Coordinates of the tokens, if a position table of the region comes from some.
+    positions: Positions | None = None
+    # Path and class of the block around the exits.
+    block_path: str = ""
+    block_class: str = ""
+    # "merged", or why not: "skipped" by configuration or cost, "refused" because not proven.
+    status: str = "merged"
+    reason: str = ""
+    # Which plan it uses.
+    group: Group | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Length of the merged stream, or of the entry where nothing is merged."""
+        if self.origin is not None:
+            return self.origin.length
+        return int(self.entry.meta["val"].shape[1])
+
+    @property
+    def channels(self) -> int:
+        return int(self.entry.meta["val"].shape[-1])
+
+    def drop(self, status: str, reason: str) -> None:
+        """Leave the region as it is, and say why."""
+        self.status, self.reason = status, reason
+
+
+@dataclass
+class Group:
+    """Regions that share one plan, made at the first one's entry."""
+
+    index: int
+    windows: Windows
+    # Slot order on the host, None where slots are the tokens in sequence.
+    order: tuple[int, ...] | None
+    # Position ids that give the order, where the grid is data.
+    positions: Positions | None = None
+    regions: list[Region] = field(default_factory=list)
+    # What the user should know: clamped windows, another order than asked for.
+    note: str = ""

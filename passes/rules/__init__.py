@@ -1,0 +1,16 @@
+"""Layout rules, one per operation. Importing this package fills the table."""
+
+from toma_fx.passes.rules import attention, contraction, joins, pointwise, shapes
+from toma_fx.passes.rules.table import Flow, find_rule, layout_rule, supported_operations
+
+__all__ = [
+    "Flow",
+    "attention",
+    "contraction",
+    "find_rule",
+    "joins",
+    "layout_rule",
+    "pointwise",
+    "shapes",
+    "supported_operations",
+]

@@ -1,0 +1,63 @@
+"""Rules for linears and norms: they pass if the token axis is neither contracted nor normalised."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import aten, op_name, shape
+from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.rules.table import Flow, layout_rule
+
+
+@layout_rule(aten.linear.default, aten.matmul.default, aten.mm.default)
+def contraction(node: fx.Node, flow: Flow) -> Step:
+    """`x @ W` over the last axis of `x`; the other operand is a weight without tokens."""
+    return Step(_left(node, node.args[0], node.args[1:], flow), node.args)
+
+
+@layout_rule(aten.addmm.default)
+def addmm(node: fx.Node, flow: Flow) -> Step:
+    """`bias + x @ W`; the bias is broadcast over tokens."""
+    bias, left, weight = node.args[:3]
+    if len(shape(bias)) == 2 and shape(bias)[0] != 1:  # type: ignore[arg-type]
+        raise CannotRewrite("aten.addmm adds a full-length bias", node)
+    return Step(_left(node, left, (bias, weight), flow), node.args)
+
+
+def _left(node: fx.Node, left: object, others: tuple[object, ...], flow: Flow) -> TokenLayout:
+    layout = flow.layout(left)
+    if layout is None or any(flow.layout(other) is not None for other in others):
+        raise CannotRewrite(f"{op_name(node)} takes tokens as weights", node)
+    rank = len(shape(left))  # type: ignore[arg-type]
+    if layout.axis == rank - 1:
+        raise CannotRewrite(f"{op_name(node)} contracts the token axis", node)
+    if len(shape(node)) != rank:
+        raise CannotRewrite(f"{op_name(node)} broadcasts over tokens", node)
+    return layout
+
+
+@layout_rule(aten.layer_norm.default, aten.rms_norm.default)
+def channel_norm(node: fx.Node, flow: Flow) -> Step:
+    """Layer and RMS norms over trailing axes."""
+    layout = flow.layout(node.args[0])
+    normalised = len(node.args[1])  # type: ignore[arg-type]
+    if layout is None or layout.axis >= len(shape(node)) - normalised:
+        raise CannotRewrite(f"{op_name(node)} normalises over the tokens", node)
+    return Step(layout, node.args)
+
+
+@layout_rule(
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.convolution.default,
+    aten.group_norm.default,
+    aten.batch_norm.default,
+    aten.instance_norm.default,
+    aten.avg_pool2d.default,
+    aten.upsample_nearest2d.vec,
+)
+def mixes_tokens(node: fx.Node, flow: Flow) -> Step:
+    """Neighbouring tokens meet here; merged ones have no neighbours."""
+    raise CannotRewrite(f"{op_name(node)} mixes tokens", node)

@@ -1,0 +1,81 @@
+"""The rule table: one rule per operation; an operation without a rule is a refusal.
+
+A rule sees one node, of which at least one operand carries tokens, and a `Flow` that answers what
+it may ask. It returns the node's `Step` or raises `CannotRewrite`. The same rules serve two
+questions: what a merge does downstream (layouts with merged segments), and, read backwards, where
+a token axis comes from (layouts without).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import is_getitem, op_name
+from toma_fx.passes.layout import Step, TokenLayout
+
+
+class Flow(Protocol):
+    """What a rule may ask about the operands of its node."""
+
+    def layout(self, node: object) -> TokenLayout | None:
+        """The layout of an operand; None if it is at full length or no tensor."""
+
+    def results(self, node: fx.Node) -> tuple[TokenLayout | None, ...]:
+        """The layouts of an operand with several results."""
+
+    def is_table(self, node: fx.Node, *, constant: bool) -> bool:
+        """Whether an operand depends on no activation (with `constant`: on no input at all)."""
+
+    def is_residual(self, node: fx.Node, axis: int) -> bool:
+        """Whether an operand is the full-length stream that the region belongs to."""
+
+
+Rule = Callable[[fx.Node, Flow], Step]
+_RULES: dict[Any, Rule] = {}
+
+
+def layout_rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for operations; a second rule for one operation is a mistake."""
+
+    def register(rule: Rule) -> Rule:
+        for target in targets:
+            if target in _RULES:
+                raise ValueError(f"{target} has a layout rule already")
+            _RULES[target] = rule
+        return rule
+
+    return register
+
+
+def find_rule(node: fx.Node) -> Rule:
+    """The rule of a node's operation.
+
+    Raises:
+        CannotRewrite: there is none; the message names the operation.
+    """
+    if node.op == "output":
+        raise CannotRewrite("the graph's output reads a merged tensor at full length", node)
+    if is_getitem(node):
+        return _getitem
+    rule = _RULES.get(node.target)
+    if rule is not None:
+        return rule
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags:
+        return _RULES[torch.Tag.pointwise]
+    raise CannotRewrite(f"no layout rule for {op_name(node)}", node)
+
+
+def supported_operations() -> list[str]:
+    """The operations with a rule of their own, for documentation and tests."""
+    return sorted(str(target) for target in _RULES)
+
+
+def _getitem(node: fx.Node, flow: Flow) -> Step:
+    source, index = node.args
+    return Step(flow.results(source)[index])  # type: ignore[arg-type, index]

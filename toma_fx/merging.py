@@ -1,0 +1,76 @@
+"""Merge and unmerge inside the graph: plain tensor operations, so that Inductor sees through them.
+
+The rewrite traces these functions and inlines them; nothing here is called at run time. Shapes:
+`B` items, `L` tokens of which `N` are the picture's, from `start` on; `W` windows of `n` slots
+with `d` destinations, `D = W·d`; `C` channels. `order` `[W·n]` lists each slot's token and
+`inverse` `[N]` each token's slot; both are None where slots are the tokens in sequence.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from toma_fx.operations import windowed
+
+
+def merge_tokens(
+    hidden: Tensor, merging: Tensor, order: Tensor | None, start: int, length: int
+) -> Tensor:
+    """`[B, L, C]` to `[B, L − N + D, C]`: the picture's tokens become `D` weighted means."""
+    batch, total, channels = hidden.shape
+    picture = hidden if length == total else hidden.narrow(1, start, length)
+    windows = windowed(picture, order, merging.shape[-1])
+    merged = torch.bmm(merging.to(hidden.dtype), windows).view(batch, -1, channels)
+    return _between_text(hidden, merged, start, start + length)
+
+
+def unmerge_tokens(
+    merged: Tensor, unmerging: Tensor, inverse: Tensor | None, start: int, length: int
+) -> Tensor:
+    """`[B, L − N + D, C]` back to `[B, L, C]`; `length` is `D`."""
+    batch, total, channels = merged.shape
+    picture = merged if length == total else merged.narrow(1, start, length)
+    windows = picture.reshape(-1, unmerging.shape[-1], channels)
+    slots = torch.bmm(unmerging.to(merged.dtype), windows).view(batch, -1, channels)
+    tokens = slots if inverse is None else slots.index_select(1, inverse)
+    return _between_text(merged, tokens, start, start + length)
+
+
+def _between_text(around: Tensor, picture: Tensor, start: int, stop: int) -> Tensor:
+    pieces = [around[:, :start]] * (start > 0) + [picture]
+    pieces += [around[:, stop:]] * (stop < around.shape[1])
+    return picture if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def destination_rows(destinations: Tensor, order: Tensor | None, size: int) -> Tensor:
+    """`[B, W, d]` slots to `[B, D]` tokens of the picture."""
+    batch, windows, _ = destinations.shape
+    first = torch.arange(windows, device=destinations.device).view(1, -1, 1) * size
+    slots = (destinations + first).view(batch, -1)
+    return slots if order is None else order[slots]
+
+
+def row_index(rows: Tensor, before: int, after: int, length: int) -> Tensor:
+    """`[B, D]` picture tokens to `[B, before + D + after]` rows of a table over all tokens."""
+    batch = rows.shape[0]
+    text = torch.arange(before, device=rows.device).expand(batch, -1)
+    rest = torch.arange(after, device=rows.device).expand(batch, -1) + (before + length)
+    return torch.cat((text, rows + before, rest), 1)
+
+
+def gather_rows(table: Tensor, index: Tensor, axis: int, batch: int | None, leading: int) -> Tensor:
+    """The rows of a table, along `axis`, at each item's index; `batch` is its batch axis."""
+    table = table[(None,) * leading]
+    if index.shape[0] == 1:
+        return table.index_select(axis, index[0])
+    assert batch is not None
+    sizes = [1] * table.dim()
+    sizes[batch], sizes[axis] = index.shape
+    return torch.take_along_dim(table, index.view(sizes), axis)
+
+
+def slots_from_sequence(sequence: Tensor, slot_ranks: Tensor, rank_slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Order and inverse of a token sequence that is data (see `Windows` for the two tables)."""
+    ranks = torch.argsort(sequence)
+    return sequence[slot_ranks], rank_slots[ranks]
