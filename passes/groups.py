@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.merging import destination_rows, row_index, slots_from_sequence
-from toma_fx.order import order_from_positions
+from toma_fx.order import curve_table, order_from_positions
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.graphs import aten
 from toma_fx.passes.region import Group
@@ -108,7 +108,10 @@ class GroupNodes:
                 aten.slice.Tensor, (copies[at.node], 0, at.start, at.start + at.length)
             )
             config = self._config
-            sequence = self._emit.inline(order_from_positions, rows, config.window, config.order)
+            curve = table(curve_table().tolist(), "curve")
+            sequence = self._emit.inline(
+                order_from_positions, rows, config.window, config.order, curve
+            )
             self.order, self.inverse = self._emit.inline(
                 slots_from_sequence, sequence, table(ranks, "ranks"), table(slots, "slots")
             )

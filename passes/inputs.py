@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten, clean_path
+from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten
 
 _LEARNED = (
     *LINEARS,
@@ -89,7 +89,7 @@ def is_static(placeholder: fx.Node) -> bool:
 
 
 def _belongs_to_module(source: object) -> bool:
-    """A tensor read from the module itself: `L['self'].table`, not an argument of the call."""
-    name = getattr(source, "name", "")
-    name = name() if callable(name) else name
-    return name.startswith("L['self']") and bool(clean_path(name))
+    """A tensor that Dynamo read from a module, `self.table`, not an argument of the call."""
+    origin = getattr(source, "guard_source", None)
+    origin = origin() if callable(origin) else origin
+    return origin is not None and "NN_MODULE" in origin.name

@@ -8,6 +8,7 @@ finds the attention and MLP regions of the traced graph and runs them on merged 
 from toma_fx.backend import last_report, rewrite, toma_backend
 from toma_fx.config import TomaConfig
 from toma_fx.errors import AutogradError, CannotRewrite, ConfigError, TomaError
+from toma_fx.explain import explain
 from toma_fx.passes import RewriteResult
 from toma_fx.reference import select_destinations
 from toma_fx.report import RegionReport, Report
@@ -21,6 +22,7 @@ __all__ = [
     "RewriteResult",
     "TomaConfig",
     "TomaError",
+    "explain",
     "last_report",
     "rewrite",
     "select_destinations",

@@ -37,6 +37,38 @@ def _left(node: fx.Node, left: object, others: tuple[object, ...], flow: Flow) -
     return layout
 
 
+@layout_rule(aten.outer.default)
+def outer(node: fx.Node, flow: Flow) -> Step:
+    """`a ⊗ b`: the tokens of `a` become rows, those of `b` columns (rotary angles)."""
+    found = [flow.layout(arg) for arg in node.args]
+    if None not in found:
+        raise CannotRewrite("aten.outer pairs tokens with tokens", node)
+    axis = 0 if found[1] is None else 1
+    layout = found[axis]
+    assert layout is not None
+    return Step(layout.moved(axis, None), node.args)
+
+
+@layout_rule(aten.einsum.default)
+def einsum(node: fx.Node, flow: Flow) -> Step:
+    """Passes if one operand alone has the tokens' letter and the result keeps it."""
+    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    if "->" not in equation or "." in equation:
+        raise CannotRewrite("aten.einsum with implicit letters", node)
+    sources, result = equation.split("->")
+    letters = sources.split(",")
+    carrying = [index for index, operand in enumerate(operands) if flow.layout(operand)]
+    layout = flow.layout(operands[carrying[0]])
+    assert layout is not None
+    own = letters[carrying[0]]
+    token = own[layout.axis]
+    if len(carrying) > 1 or sources.count(token) > 1 or token not in result:
+        raise CannotRewrite("aten.einsum contracts or pairs the tokens", node)
+    kept = layout.batch is not None and own[layout.batch] in result
+    batch = result.index(own[layout.batch]) if kept else None  # type: ignore[index]
+    return Step(layout.moved(result.index(token), batch), node.args)
+
+
 @layout_rule(aten.layer_norm.default, aten.rms_norm.default)
 def channel_norm(node: fx.Node, flow: Flow) -> Step:
     """Layer and RMS norms over trailing axes."""
