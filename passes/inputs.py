@@ -62,6 +62,18 @@ class Inputs:
                 mask |= self._mask[operand]
         return mask
 
+    def varying(self, placeholder: fx.Node) -> bool:
+        """Whether a placeholder is an argument of the call, not a parameter."""
+        return self._mask[placeholder] != 0
+
+    def is_feature(self, placeholder: fx.Node) -> bool:
+        """Whether an input is an activation: it feeds a linear, a convolution or a norm."""
+        return self._mask[placeholder] & self.features != 0
+
+    def depends_only_on(self, node: fx.Node, placeholder: fx.Node) -> bool:
+        """Whether no other input of the call is in a node's past."""
+        return self._mask[node] == self._mask[placeholder]
+
     def constant(self, node: fx.Node) -> bool:
         """Whether a node depends on parameters and constants alone."""
         return self._mask[node] == 0

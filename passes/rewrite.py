@@ -20,10 +20,10 @@ from torch import fx
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from toma_fx import operations
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.merging import gather_rows, merge_tokens, unmerge_tokens
+from toma_fx.passes.clock import Clock, GuardInputs
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.graphs import map_leaves, shape
 from toma_fx.passes.groups import GroupNodes
@@ -40,19 +40,23 @@ class RegionRefused(CannotRewrite):
         self.region = region
 
 
-def rewrite(gm: fx.GraphModule, groups: list[Group], config: TomaConfig) -> fx.GraphModule:
+def rewrite(
+    gm: fx.GraphModule, groups: list[Group], config: TomaConfig, guard: GuardInputs
+) -> fx.GraphModule:
     """A new graph module whose regions run on merged tokens; `gm` is not modified.
 
     Raises:
         RegionRefused: the replay of a region contradicts its proof.
     """
-    return _Rewriter(gm, groups, config).run()
+    return _Rewriter(gm, groups, config, Clock(guard, groups, config)).run()
 
 
 class _Rewriter:
-    def __init__(self, gm: fx.GraphModule, groups: list[Group], config: TomaConfig) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, groups: list[Group], config: TomaConfig, clock: Clock
+    ) -> None:
         self._gm = gm
-        self._config = config
+        self._clock = clock
         self._graph = fx.Graph()
         self._result = fx.GraphModule(torch.nn.Module(), self._graph)
         values = [node.meta.get("val") for node in gm.graph.nodes]
@@ -89,9 +93,7 @@ class _Rewriter:
     def _begin(self) -> None:
         """What stands between the inputs and the first operation: the phase of the plans."""
         if self._phase is None:
-            self._phase = self._emit.buffer(
-                "toma_phase", lambda: torch.tensor(operations.SELECT, dtype=torch.int32)
-            )
+            self._phase = self._clock.emit(self._emit, self._copies)
 
     def _replay(self, node: fx.Node, region: Region) -> None:
         step = region.steps[node]

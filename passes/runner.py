@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.clock import GuardInputs, find_guard_inputs
 from toma_fx.passes.find import find
 from toma_fx.passes.flops import flops_after, flops_before
 from toma_fx.passes.normalize import normalize
@@ -55,7 +56,9 @@ def run_passes(
         regions = clock.time("find", lambda: find(normal, config.grid))
         groups = clock.time("plan", lambda: plan(regions, config))
         if groups:
-            result = clock.time("rewrite", lambda: _rewrite(normal, regions, groups, config))
+            guard = clock.time("guard", lambda: find_guard_inputs(normal, groups, config))
+            report.notes += [guard.note] if guard.note else []
+            result = clock.time("rewrite", lambda: _rewrite(normal, regions, groups, config, guard))
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
             _dump(normal, result)
@@ -73,12 +76,16 @@ def run_passes(
 
 
 def _rewrite(
-    normal: fx.GraphModule, regions: list[Region], groups: list[Group], config: TomaConfig
+    normal: fx.GraphModule,
+    regions: list[Region],
+    groups: list[Group],
+    config: TomaConfig,
+    guard: GuardInputs,
 ) -> fx.GraphModule:
     """Rewrite; a region whose replay fails is dropped and the others are planned again."""
     while groups:
         try:
-            return rewrite(normal, groups, config)
+            return rewrite(normal, groups, config, guard)
         except RegionRefused as refusal:
             refusal.region.drop("refused", str(refusal))
             for region in regions:

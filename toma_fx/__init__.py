@@ -12,6 +12,7 @@ from toma_fx.explain import explain
 from toma_fx.passes import RewriteResult
 from toma_fx.reference import select_destinations
 from toma_fx.report import RegionReport, Report
+from toma_fx.reuse import ReuseStats, reset, reuse_stats, stream
 
 __all__ = [
     "AutogradError",
@@ -19,12 +20,16 @@ __all__ = [
     "ConfigError",
     "RegionReport",
     "Report",
+    "ReuseStats",
     "RewriteResult",
     "TomaConfig",
     "TomaError",
     "explain",
     "last_report",
+    "reset",
+    "reuse_stats",
     "rewrite",
     "select_destinations",
+    "stream",
     "toma_backend",
 ]

@@ -16,6 +16,7 @@ from toma_fx.config import TomaConfig, split_options
 from toma_fx.errors import AutogradError, ConfigError
 from toma_fx.passes import RewriteResult, run_passes
 from toma_fx.report import Report
+from toma_fx.reuse import PlanState
 
 _last = Report()
 
@@ -49,7 +50,10 @@ def toma_backend(
     _refuse_autograd(example_inputs)
     result = rewrite(gm, example_inputs, config)
     _remember(result.report)
-    return _compile(result.graph_module, example_inputs, inner, mode, others)
+    compiled = _compile(result.graph_module, example_inputs, inner, mode, others)
+    if result.graph_module is gm:
+        return compiled
+    return PlanState(result.graph_module, example_inputs).guarded(compiled)
 
 
 def rewrite(

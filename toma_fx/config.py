@@ -14,6 +14,7 @@ KINDS = ("self_attention", "cross_attention", "joint_attention", "parallel", "fe
 ORDERS = ("tile", "stripe", "hilbert", "global")
 SHARES = ("run", "block", "region")
 UNMERGES = ("transpose", "pinv")
+GUARDS = ("timestep", "conditioning")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class TomaConfig:
             show it; `"square"` allows guessing a square; `None` refuses to guess.
         cfg_pairs: True if the batch is two halves of one guidance batch, which then share one
             selection (their gains are added); None or False selects for every item alone.
+        timestep_input: name of the model's timestep argument, where the graph does not show it.
+        guard: what tells one generation from the next. `("timestep",)`: a timestep that rises,
+            or stays while the latents change. `"conditioning"` beside it also tells apart
+            generations that interleave on one compiled model, and costs a selection whenever
+            the conditioning changes (with sequential guidance: at every call).
 
     Raises:
         ConfigError: a value is out of its range; the message names the field and the range.
@@ -70,6 +76,8 @@ class TomaConfig:
     min_tokens: int = 256
     grid: tuple[int, ...] | str | None = None
     cfg_pairs: bool | None = None
+    timestep_input: str | None = None
+    guard: tuple[str, ...] = ("timestep",)
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -83,8 +91,21 @@ class TomaConfig:
         _choice("share", self.share, SHARES)
         object.__setattr__(self, "regions", _kinds(self.regions))
         object.__setattr__(self, "grid", _grid(self.grid))
+        object.__setattr__(self, "guard", _guard(self.guard))
+        if self.timestep_input is not None and not isinstance(self.timestep_input, str):
+            raise ConfigError(f"timestep_input must be a name or None, not {self.timestep_input!r}")
         if self.cfg_pairs not in (None, True, False):
             raise ConfigError(f"cfg_pairs must be True, False or None, not {self.cfg_pairs!r}")
+
+    @classmethod
+    def sdxl_paper(cls, **changes: Any) -> TomaConfig:
+        """The paper's schedule for SDXL: destinations every 10 steps, weights every 5."""
+        return cls(**{"select_every": 10, "weigh_every": 5, "share": "run", **changes})
+
+    @classmethod
+    def flux_paper(cls, **changes: Any) -> TomaConfig:
+        """The public code's schedule for Flux: anew at each step, shared by blocks of a kind."""
+        return cls(**{"select_every": 1, "weigh_every": 1, "share": "run", **changes})
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
@@ -160,6 +181,15 @@ def _kinds(value: object) -> str | tuple[str, ...]:
     for kind in kinds:
         _choice("regions", kind, KINDS)
     return kinds
+
+
+def _guard(value: object) -> tuple[str, ...]:
+    names = _patterns("guard", value)
+    for name in names:
+        _choice("guard", name, GUARDS)
+    if "timestep" not in names:
+        raise ConfigError('guard must contain "timestep": without it no plan could be reused')
+    return names
 
 
 def _grid(value: object) -> tuple[int, ...] | str | None:

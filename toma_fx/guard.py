@@ -1,0 +1,101 @@
+"""The guard of the reuse cache: plain tensor arithmetic, so that it runs where the data lives.
+
+Whether a plan may be reused depends on the timestep and on a few elements of the latents. Reading
+them on the host would stop the device at every step and break CUDA graphs, so the decision is part
+of the graph. `decide` is traced and inlined; its state lives in three buffers:
+
+- `memory` `[M]` float32: the last timestep and the last fingerprints;
+- `tally` `[13]` int64: freshness, step, and the statistics (see the constants);
+- the plan buffers of the groups, which `toma_fx::plan_` fills by the phase decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from toma_fx.operations import REUSE, SELECT, WEIGH
+
+# Entries of `tally`. FRESH is one of the three values below it; the misses follow in this order.
+FRESH, STEP, STEPS, SELECTIONS, WEIGHINGS, REUSES, FIRST_MISS = range(7)
+WARM, COLD, RESET = range(3)
+MISSES = ("cold", "reset", "grid", "conditioning", "new_generation", "schedule")
+TALLY_SIZE = FIRST_MISS + len(MISSES)
+
+SAMPLES = 64
+"""Elements of a tensor in its fingerprint; compared exactly, so that other noise never matches."""
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> Tensor:
+    """Up to `SAMPLES` evenly spaced elements of each tensor, as float32 `[≤ SAMPLES · count]`."""
+    parts = []
+    for tensor in tensors:
+        stride = max(1, tensor.numel() // SAMPLES)
+        parts.append(tensor.reshape(-1)[::stride][:SAMPLES].float())
+    return torch.cat(parts)
+
+
+def decide(
+    memory: Tensor,
+    tally: Tensor,
+    timestep: Tensor,
+    latents: Tensor,
+    conditioning: Tensor | None,
+    grid: Tensor | None,
+    select_every: int,
+    weigh_every: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The phase of this call, and the state after it.
+
+    A call starts a new generation where the cache is cold, the grid or (on request) the
+    conditioning changed, the timestep rose, or it stayed and the latents did not. Sequential
+    guidance, two calls with one timestep and the same latents, is one step. NaNs are never equal.
+
+    Args:
+        memory: `[1 + L + K + G]` float32.
+        tally: `[TALLY_SIZE]` int64.
+        timestep: one element or one per item, all alike.
+        latents: `[L]` fingerprint; empty where the graph shows none: then a repeated timestep
+            is always a new generation.
+        conditioning: `[K]` fingerprint, or None if it is not guarded.
+        grid: `[G]` position ids, or None where the grid is static.
+        select_every: steps between selections; a larger value reuses older destinations.
+        weigh_every: steps between computations of the weights.
+
+    Returns:
+        Phase (int32 scalar), new memory, new tally.
+    """
+    now = timestep.reshape(-1)[0].float()
+    seen = torch.cat([part for part in (latents, conditioning, grid) if part is not None])
+    last, remembered = memory[0], memory[1:]
+    sizes = [0 if part is None else part.numel() for part in (latents, conditioning, grid)]
+    same = [
+        (old == new).all()
+        for old, new in zip(remembered.split(sizes), seen.split(sizes), strict=True)
+    ]
+    repeated = (now == last) & same[0] if sizes[0] else torch.zeros_like(now == last)
+    cause = [
+        tally[FRESH] == COLD,
+        tally[FRESH] == RESET,
+        ~same[2],
+        ~same[1],
+        ~((now < last) | repeated),
+    ]
+    anew = torch.stack(cause).any()
+    advanced = now < last
+    step = torch.where(anew, 0, tally[STEP] + advanced)
+    due = anew | (advanced & (step % select_every == 0))
+    weigh = due | (advanced & (step % weigh_every == 0))
+    phase = torch.where(due, SELECT, torch.where(weigh, WEIGH, REUSE)).to(torch.int32)
+    missed = _first(torch.stack([*cause, due]))
+    counted = torch.stack((anew | advanced, due, weigh, ~weigh))
+    counts = tally[STEPS:] + torch.cat((counted, missed)).to(tally.dtype)
+    state = torch.stack((torch.full_like(step, WARM), step))
+    return phase, torch.cat((now.reshape(1), seen)), torch.cat((state, counts))
+
+
+def _first(flags: Tensor) -> Tensor:
+    """Keep only the first True: every selection has one reason."""
+    return flags & (flags.cumsum(0) == 1)

@@ -1,0 +1,169 @@
+"""The reuse cache as a user sees it: statistics, streams, reset.
+
+A compiled graph keeps its plans and its guard in buffers. Nothing here runs during a step, but for
+one `try` around it: a call that fails leaves plans half made, so they are forgotten.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toma_fx import guard
+
+DEFAULT_STREAM = "default"
+
+
+@dataclass
+class ReuseStats:
+    """What the caches of a model did, summed over its compiled graphs and streams.
+
+    Attributes:
+        groups: plans, over all graphs.
+        steps: denoising steps seen; sequential guidance counts once.
+        selections: calls that picked destinations anew.
+        weighings: calls that computed the weights anew, selections among them.
+        reuses: calls that did neither.
+        misses: selections by reason; their sum is `selections`.
+    """
+
+    groups: int = 0
+    steps: int = 0
+    selections: int = 0
+    weighings: int = 0
+    reuses: int = 0
+    misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(guard.MISSES, 0))
+
+
+class PlanState:
+    """The buffers of one compiled graph.
+
+    Args:
+        gm: the rewritten graph module.
+        example_inputs: its inputs; the parameters among them tell which model it belongs to.
+    """
+
+    def __init__(self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+        buffers = dict(gm.named_buffers())
+        self.tally = buffers.get("toma_guard_tally")
+        self.groups = sum(name.endswith("_merging") for name in buffers)
+        self._state = [buffers[name] for name in buffers if _is_state(name)]
+        if self.tally is not None:  # freshness and step belong to a stream, statistics to all
+            self._state.append(self.tally[: guard.STEPS])
+        inputs = [value for value in example_inputs if isinstance(value, nn.Parameter)]
+        held = [*inputs, *gm.parameters()]
+        # By identity and weakly: a state must not keep a model alive.
+        self._parameters = [weakref.ref(parameter) for parameter in held]
+        self._stream = _stream_of({id(parameter) for parameter in held})
+        self._parked: dict[str, list[Tensor]] = {}
+        _states.add(self)
+
+    def belongs_to(self, parameters: set[int]) -> bool:
+        return any(id(ref()) in parameters for ref in self._parameters if ref() is not None)
+
+    def forget(self) -> None:
+        """The next call selects anew; statistics stay."""
+        self._parked.clear()
+        if self.tally is not None:
+            self.tally[guard.FRESH] = guard.RESET
+
+    def enter(self, stream: str) -> None:
+        """Park the plans of the current stream and bring those of another."""
+        if stream == self._stream:
+            return
+        self._parked[self._stream] = [buffer.clone() for buffer in self._state]
+        plans = self._parked.pop(stream, None)
+        if plans is not None:
+            for buffer, parked in zip(self._state, plans, strict=True):
+                buffer.copy_(parked)
+        elif self.tally is not None:
+            self.tally[guard.FRESH] = guard.COLD
+        self._stream = stream
+
+    def guarded(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled graph, forgetting its plans where a call fails."""
+
+        def run(*args: Any) -> Any:
+            try:
+                return compiled(*args)
+            except BaseException:
+                self.forget()
+                raise
+
+        return run
+
+
+_states: weakref.WeakSet[PlanState] = weakref.WeakSet()
+
+
+def reset(model: nn.Module) -> None:
+    """Forget all plans of a model: its next call, in any stream, selects anew.
+
+    Statistics stay. A model that was never compiled has nothing to forget.
+    """
+    for state in _of(model):
+        state.forget()
+
+
+def reuse_stats(model: nn.Module) -> ReuseStats:
+    """Read the statistics of a model's caches; on CUDA this waits for the device, once a graph."""
+    total = ReuseStats()
+    for state in _of(model):
+        total.groups += state.groups
+        if state.tally is None:
+            continue
+        counts = state.tally.tolist()
+        total.steps += counts[guard.STEPS]
+        total.selections += counts[guard.SELECTIONS]
+        total.weighings += counts[guard.WEIGHINGS]
+        total.reuses += counts[guard.REUSES]
+        for reason, count in zip(guard.MISSES, counts[guard.FIRST_MISS :], strict=True):
+            total.misses[reason] += count
+    return total
+
+
+@contextmanager
+def stream(model: nn.Module, name: str) -> Iterator[None]:
+    """Calls inside use plans of their own, kept under `name` until `reset`.
+
+    For several generations that interleave on one compiled model. Switching copies the plans on
+    the device: `W·d·n` numbers twice a group and item, a few megabytes; no synchronisation.
+    """
+    parameters = {id(parameter) for parameter in model.parameters()}
+    before = _stream_of(parameters)
+    _streams.append((parameters, name))
+    try:
+        for state in _of(model):
+            state.enter(name)
+        yield
+    finally:
+        _streams.pop()
+        for state in _of(model):  # graphs compiled inside are among them
+            state.enter(before)
+
+
+# The streams that are open, innermost last, with the parameters of their models.
+_streams: list[tuple[set[int], str]] = []
+
+
+def _stream_of(parameters: set[int]) -> str:
+    for theirs, name in reversed(_streams):
+        if theirs & parameters:
+            return name
+    return DEFAULT_STREAM
+
+
+def _of(model: nn.Module) -> list[PlanState]:
+    parameters = {id(parameter) for parameter in model.parameters()}
+    return [state for state in _states if state.belongs_to(parameters)]
+
+
+def _is_state(name: str) -> bool:
+    plan = name.startswith("toma_plan_") and name.endswith(("destinations", "merging"))
+    return plan or name == "toma_guard_memory"
