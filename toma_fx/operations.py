@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from toma_fx import reference
+from toma_fx import kernels, reference
 
 REUSE, WEIGH, SELECT = 0, 1, 2
 """Phases: keep the plan; compute its weights anew; pick destinations and weights anew."""
@@ -83,3 +83,4 @@ def _plan(
 
 _library.impl("plan_", _plan, "CompositeExplicitAutograd")
 torch.library.register_fake("toma_fx::plan_", lambda *args: None, lib=_library)
+kernels.register(_library)

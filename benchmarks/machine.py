@@ -1,0 +1,45 @@
+"""The machine, versions and command behind a result: every file of results begins with them."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "triton", "diffusers", "toma_fx")
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions and command, ready for JSON."""
+    machine = {
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+    }
+    command = shlex.join(["python", *(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv))])
+    return {"machine": machine, "versions": _versions(), "command": command}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,53 @@
+"""Greedy selection with the window's integer similarities on chip: for small windows.
+
+One program a selection. Its tile, `[items · n, n]` int32, stays in registers from the first pick
+to the last: 16 KiB for 64 tokens, 32 KiB for a pair of them. A pick is one pass over the tile.
+Rows are what is covered and columns are candidates, so that most of each gain's sum stays within
+a thread; the similarities are symmetric, so a window's row is read either way.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from toma_fx.kernels.units import best, first_coverage, first_state, load_units, store_picks
+
+
+@triton.jit
+def greedy_tile_kernel(
+    similarities: tl.tensor,
+    phase: tl.tensor,
+    destinations: tl.tensor,
+    groups: tl.int32,
+    windows: tl.int32,
+    pads: tl.int32,
+    size: tl.constexpr,
+    count: tl.constexpr,
+    lanes: tl.constexpr,
+    items: tl.constexpr,
+) -> None:
+    """Grid `(groups,)`; nothing to do but in phase 2. `lanes`: `size` as a power of two."""
+    if tl.load(phase) == 2:
+        group = tl.program_id(0).to(tl.int64)
+        padded = tl.program_id(0) % windows >= windows - pads
+        candidates = tl.arange(0, lanes)
+        rows = tl.arange(0, items * lanes)
+        slots = rows % lanes
+        window = similarities + (group + (rows // lanes) * groups) * (size * size)
+        units = load_units(
+            (window + slots * size)[:, None] + candidates[None, :],
+            slots[:, None] == candidates[None, :],
+            (slots < size)[:, None] & (candidates < size)[None, :],
+        )
+        state = first_state(candidates, size, padded)
+        covered = first_coverage(slots, size, padded)
+        for _ in range(count):
+            gains = tl.sum(tl.maximum(units - covered[:, None], 0), 0)
+            pick = best(gains, state)
+            state = tl.where(candidates == pick, 2, state)
+            row = load_units(window + pick * size + slots, slots == pick, slots < size)
+            covered = tl.maximum(covered, row)
+        store_picks(destinations + group * count, candidates, state)
+        if items == 2:
+            store_picks(destinations + (group + groups) * count, candidates, state)
