@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from toma_fx.config import TomaConfig
 from toma_fx.guard import COLD, FRESH, TALLY_SIZE, decide, fingerprint
 from toma_fx.operations import SELECT
+from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.graphs import LINEARS, aten, shape
 from toma_fx.passes.inputs import Inputs
@@ -36,10 +37,12 @@ class GuardInputs:
     note: str = ""
 
 
-def find_guard_inputs(gm: fx.GraphModule, groups: list[Group], config: TomaConfig) -> GuardInputs:
+def find_guard_inputs(
+    analysis: Analysis, groups: list[Group], config: TomaConfig
+) -> GuardInputs:
     """The timestep is the input that feeds a sinusoidal embedding, by name where several do."""
-    inputs = Inputs(gm.graph)
-    varying = [p for p in gm.graph.find_nodes(op="placeholder") if inputs.varying(p)]
+    inputs = analysis.inputs
+    varying = [p for p in analysis.graph.find_nodes(op="placeholder") if inputs.varying(p)]
     timestep, note = _timestep(varying, inputs, config.timestep_input)
     origins = {r.origin.node for group in groups for r in group.regions if r.origin is not None}
     features = [p for p in varying if inputs.is_feature(p) and p is not timestep]

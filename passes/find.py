@@ -18,29 +18,27 @@ import torch
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.anchors import Entry, find_entries
-from toma_fx.passes.graphs import ATTENTIONS, common_module, is_tensor, op_name, shape
-from toma_fx.passes.inputs import Inputs
+from toma_fx.passes.analysis import Analysis
+from toma_fx.passes.anchors import find_entries
+from toma_fx.passes.graphs import ATTENTIONS, common_module, is_tensor, shape
 from toma_fx.passes.layout import AtDestinations, Segment, TokenLayout, tables
+from toma_fx.passes.propagate import Propagation
 from toma_fx.passes.region import Positions, Region
-from toma_fx.passes.rules import find_rule
 from toma_fx.passes.streams import Stream, Streams
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def find(gm: fx.GraphModule, grid: tuple[int, ...] | str | None = None) -> list[Region]:
+def find(analysis: Analysis, grid: tuple[int, ...] | str | None = None) -> list[Region]:
     """All attention and MLP regions of a normalised graph, in graph order.
 
     Args:
-        gm: from `normalize`; not modified.
+        analysis: of the graph from `normalize`.
         grid: `TomaConfig.grid`; where several streams reach the output (a block compiled on its
             own), the one of this size is the picture.
     """
-    inputs = Inputs(gm.graph)
-    streams = Streams(gm.graph, inputs)
-    position = {node: index for index, node in enumerate(gm.graph.nodes)}
-    entries = find_entries(gm.graph, inputs)
+    streams, position = analysis.streams, analysis.position
+    entries = find_entries(analysis.graph, analysis.inputs)
     pictures = _Pictures([streams.of(entry.node, 1) for entry in entries], streams, grid)
     regions = []
     for entry in entries:
@@ -49,11 +47,13 @@ def find(gm: fx.GraphModule, grid: tuple[int, ...] | str | None = None) -> list[
         try:
             pictures.locate(region, streams.of(entry.node, 1))
             if region.layout is not None:
-                _Propagation(region, inputs, streams, position).run()
+                _prove(region, analysis)
         except CannotRewrite as refusal:
             region.drop("refused", str(refusal))
-    regions += _unreached(gm.graph, regions)
-    return sorted(_without_text_twins(regions), key=lambda region: position[region.entry])
+    regions += _unreached(analysis.graph, regions)
+    regions = sorted(_without_text_twins(regions), key=lambda region: position[region.entry])
+    _refuse_overlaps(regions)
+    return regions
 
 
 class _Pictures:
@@ -98,90 +98,82 @@ class _Pictures:
         region.layout = TokenLayout(1, 0, segments)
 
 
-class _Propagation:
-    """Layouts flowing forward from one entry; the `Flow` that rules ask."""
+def _prove(region: Region, analysis: Analysis) -> None:
+    """Fill the region's steps: what becomes of every node that merged tokens reach.
 
-    def __init__(
-        self, region: Region, inputs: Inputs, streams: Streams, position: dict[fx.Node, int]
-    ) -> None:
-        self._region = region
-        self._inputs = inputs
-        self._streams = streams
-        self._position = position
+    Raises:
+        CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
+    """
+    assert region.layout is not None
+    streams, position = analysis.streams, analysis.position
+    mine = [origin.key for origin in streams.of(region.entry, 1)]
 
-    def run(self) -> None:
-        """Fill `region.steps`.
-
-        Raises:
-            CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
-        """
-        region = self._region
-        waiting = set(region.seeds)
-        exits = []
-        while waiting:
-            node = min(waiting, key=self._position.__getitem__)
-            waiting.remove(node)
-            step = find_rule(node)(node, self)
-            region.steps[node] = step
-            if step.exit is not None:
-                exits.append(node)
-            elif step.layout is not None:
-                waiting.update(node.users)
-        if not exits:
-            raise CannotRewrite("the result never returns to the residual stream", region.entry)
-        region.block_path, region.block_class = common_module(exits)
-        region.positions = self._positions()
-        self._one_device()
-
-    def layout(self, node: object) -> TokenLayout | None:
-        if node is self._region.entry:
-            return self._region.layout
-        step = self._region.steps.get(node)  # type: ignore[call-overload]
-        layout = step.layout if step is not None else None
-        return layout if isinstance(layout, TokenLayout) else None
-
-    def results(self, node: fx.Node) -> tuple[TokenLayout | None, ...]:
-        step = self._region.steps.get(node)
-        if step is None or not isinstance(step.layout, tuple):
-            raise CannotRewrite(f"{op_name(node)} has no results with tokens", node)
-        return step.layout
-
-    def is_table(self, node: fx.Node, *, constant: bool) -> bool:
-        return self._inputs.constant(node) if constant else self._inputs.is_table(node)
-
-    def is_residual(self, node: fx.Node, axis: int) -> bool:
+    def residual(node: fx.Node, axis: int) -> bool:
         """The stream as it was at the entry, or as an earlier exit of this region left it."""
-        region = self._region
-        earlier = self._position[node] <= self._position[region.entry]
-        step = region.steps.get(node)
-        if not earlier and not (step is not None and step.exit is not None):
-            return False
-        mine = [origin.key for origin in self._streams.of(region.entry, 1)]
-        return [origin.key for origin in self._streams.of(node, axis)] == mine
+        earlier = position[node] <= position[region.entry] or node in exits
+        return earlier and [origin.key for origin in streams.of(node, axis)] == mine
 
-    def _positions(self) -> Positions | None:
-        """The position ids behind a table that the region gathers, `[tokens, 2 … 4]`."""
-        for step in self._region.steps.values():
-            for table in tables(step):
-                rows = table.table
-                if isinstance(rows, AtDestinations):
-                    continue
-                stream = self._streams.of(rows, table.axis - table.leading)
-                if len(stream) != len(table.segments):
-                    continue
-                merged = next(i for i, segment in enumerate(table.segments) if segment.merged)
-                origin = stream[merged]
-                sizes = shape(origin.node)
-                if origin.axis == 0 and len(sizes) == 2 and 2 <= sizes[1] <= 4:
-                    return Positions(origin.node, origin.start, origin.length)
-        return None
+    flow = Propagation(analysis, {region.entry: region.layout}, residual)
+    exits = _Exits(flow)
+    flow.run(region.seeds)
+    region.steps = flow.steps
+    if not exits.nodes():
+        raise CannotRewrite("the result never returns to the residual stream", region.entry)
+    region.block_path, region.block_class = common_module(exits.nodes())
+    region.positions = _positions(region, analysis)
+    _one_device(region)
 
-    def _one_device(self) -> None:
-        tensors = [arg for node in self._region.steps for arg in node.all_input_nodes if is_tensor(arg)]
-        devices = {tensor.meta["val"].device for tensor in tensors if tensor.meta["val"].dim()}
-        if len(devices) > 1:
-            names = ", ".join(sorted(map(str, devices)))
-            raise CannotRewrite(f"the region lies on several devices ({names})", self._region.entry)
+
+class _Exits:
+    """The additions where a flow has left its region so far."""
+
+    def __init__(self, flow: Propagation) -> None:
+        self._flow = flow
+
+    def __contains__(self, node: fx.Node) -> bool:
+        step = self._flow.steps.get(node)
+        return step is not None and step.exit is not None
+
+    def nodes(self) -> list[fx.Node]:
+        return [node for node in self._flow.steps if node in self]
+
+
+def _positions(region: Region, analysis: Analysis) -> Positions | None:
+    """The position ids behind a table that the region gathers, `[tokens, 2 … 4]`."""
+    for table in (table for step in region.steps.values() for table in tables(step)):
+        if isinstance(table.table, AtDestinations):
+            continue
+        stream = analysis.streams.of(table.table, table.axis - table.leading)
+        if len(stream) != len(table.segments):
+            continue
+        merged = next(i for i, segment in enumerate(table.segments) if segment.merged)
+        origin = stream[merged]
+        sizes = shape(origin.node)
+        if origin.axis == 0 and len(sizes) == 2 and 2 <= sizes[1] <= 4:
+            return Positions(origin.node, origin.start, origin.length)
+    return None
+
+
+def _one_device(region: Region) -> None:
+    tensors = [arg for node in region.steps for arg in node.all_input_nodes if is_tensor(arg)]
+    devices = {tensor.meta["val"].device for tensor in tensors if tensor.meta["val"].dim()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise CannotRewrite(f"the region lies on several devices ({names})", region.entry)
+
+
+def _refuse_overlaps(regions: list[Region]) -> None:
+    """A node can be rewritten once: of two regions that reach it, the first in the graph does."""
+    owner: dict[fx.Node, Region] = {}
+    for region in regions:
+        if region.status != "merged":
+            continue
+        other = next((owner[node] for node in region.steps if node in owner), None)
+        if other is None:
+            owner.update(dict.fromkeys(region.steps, region))
+        else:
+            path = other.module_path or other.entry.name
+            region.drop("refused", f"shares operations with the {other.kind} of {path}")
 
 
 def _unreached(graph: fx.Graph, regions: list[Region]) -> list[Region]:

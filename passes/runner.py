@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.clock import GuardInputs, find_guard_inputs
 from toma_fx.passes.find import find
 from toma_fx.passes.flops import flops_after, flops_before
@@ -53,10 +54,11 @@ def run_passes(
     result = gm
     try:
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
-        regions = clock.time("find", lambda: find(normal, config.grid))
+        analysis = clock.time("analyse", lambda: Analysis(normal))
+        regions = clock.time("find", lambda: find(analysis, config.grid))
         groups = clock.time("plan", lambda: plan(regions, config))
         if groups:
-            guard = clock.time("guard", lambda: find_guard_inputs(normal, groups, config))
+            guard = clock.time("guard", lambda: find_guard_inputs(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
             result = clock.time("rewrite", lambda: _rewrite(normal, regions, groups, config, guard))
         if result is not gm:
