@@ -12,10 +12,9 @@ import heapq
 from dataclasses import dataclass
 
 import torch
-from torch import fx
-
 from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten, common_module, shape
 from toma_fx.passes.inputs import Inputs
+from torch import fx
 
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default)
 _CASTS = (aten.to.dtype, aten._to_copy.default, aten.contiguous.default, aten.clone.default)
@@ -89,9 +88,7 @@ class _Walk:
         outer: the second linears. Those of an adapter (LoRA) lead on to the attention.
     """
 
-    def __init__(
-        self, starts: list[fx.Node], inputs: Inputs, position: dict[fx.Node, int]
-    ) -> None:
+    def __init__(self, starts: list[fx.Node], inputs: Inputs, position: dict[fx.Node, int]) -> None:
         self._inputs = inputs
         self._position = position
         self.reached: set[fx.Node] = set()

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
-
-from toma_fx.config import TomaConfig
-from toma_fx.guard import COLD, FRESH, TALLY_SIZE, decide, fingerprint
-from toma_fx.operations import SELECT
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.graphs import LINEARS, aten, shape
 from toma_fx.passes.inputs import Inputs
 from toma_fx.passes.region import Group
+from torch import Tensor, fx
+
+from toma_fx.config import TomaConfig
+from toma_fx.guard import COLD, FRESH, TALLY_SIZE, decide, fingerprint
+from toma_fx.operations import SELECT
 
 _WAVES = (aten.sin.default, aten.cos.default)
 
@@ -37,9 +37,7 @@ class GuardInputs:
     note: str = ""
 
 
-def find_guard_inputs(
-    analysis: Analysis, groups: list[Group], config: TomaConfig
-) -> GuardInputs:
+def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
     """The timestep is the input that feeds a sinusoidal embedding, by name where several do."""
     inputs = analysis.inputs
     varying = [p for p in analysis.graph.find_nodes(op="placeholder") if inputs.varying(p)]
@@ -56,7 +54,7 @@ def input_name(placeholder: fx.Node) -> str:
     source = getattr(placeholder, "_dynamo_source", None)
     name = getattr(source, "name", placeholder.name)
     name = name() if callable(name) else name
-    return str(name).rstrip("]'\"").replace("\"", "'").rsplit("'", 1)[-1]
+    return str(name).rstrip("]'\"").replace('"', "'").rsplit("'", 1)[-1]
 
 
 def _timestep(
@@ -115,7 +113,9 @@ class Clock:
         conditioning = self._found.conditioning if "conditioning" in self._config.guard else ()
         latents = self._print(emit, self._found.latents, copies)
         extra = self._print(emit, conditioning, copies) if conditioning else None
-        grid = emit.inline(_flat, *(copies[p] for p in self._positions)) if self._positions else None
+        grid = (
+            emit.inline(_flat, *(copies[p] for p in self._positions)) if self._positions else None
+        )
         size = 1 + sum(shape(part)[0] for part in (latents, extra, grid) if part is not None)
         memory = emit.buffer("toma_guard_memory", lambda: torch.zeros(size, device=self._device))
         tally = emit.buffer("toma_guard_tally", lambda: cold_tally(self._device))

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from toma_fx.passes.graphs import map_leaves
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx
-
-from toma_fx.passes.graphs import map_leaves
 
 
 class Emitter:
@@ -34,9 +33,7 @@ class Emitter:
             node.meta["val"] = target(*map_leaves(args, value_of), **map_leaves(kwargs, value_of))
         return node
 
-    def inline(
-        self, fn: Callable[..., Any], *args: Any, like: fx.Node | None = None
-    ) -> Any:
+    def inline(self, fn: Callable[..., Any], *args: Any, like: fx.Node | None = None) -> Any:
         """Trace `fn` on the fake values of the node arguments and append what it does.
 
         Traces are kept: equal shapes and constants are traced once.

@@ -15,9 +15,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.anchors import find_entries
 from toma_fx.passes.graphs import ATTENTIONS, common_module, is_tensor, shape
@@ -25,6 +22,9 @@ from toma_fx.passes.layout import AtDestinations, Segment, TokenLayout, tables
 from toma_fx.passes.propagate import Propagation
 from toma_fx.passes.region import Positions, Region
 from toma_fx.passes.streams import Stream, Streams
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

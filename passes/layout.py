@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.fx import Node
-
 from toma_fx.passes.graphs import map_leaves
+from torch.fx import Node
 
 
 @dataclass(frozen=True)

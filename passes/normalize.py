@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from toma_fx.passes.graphs import aten
 from torch import fx
 from torch._dynamo.source import AttrSource, LocalSource
 from torch._guards import detect_fake_mode
@@ -24,7 +25,6 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graphs import aten
 
 
 def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:

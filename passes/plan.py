@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from torch import fx
+from toma_fx.passes.region import Group, Positions, Region
 
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.region import Group, Positions, Region
 from toma_fx.windows import Windows, cut
 
 
@@ -140,7 +139,9 @@ def _arrange(region: Region, positions: Positions | None, config: TomaConfig) ->
 
 def _static(windows: Windows, sequence: list[int], note: str) -> _Arrangement:
     slots = tuple(sequence[rank] for rank in windows.slot_ranks())
-    return _Arrangement(windows, None if slots == tuple(range(windows.tokens)) else slots, None, note)
+    return _Arrangement(
+        windows, None if slots == tuple(range(windows.tokens)) else slots, None, note
+    )
 
 
 def _grid(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.graphs import op_name
 from toma_fx.passes.layout import Step, TokenLayout
 from toma_fx.passes.rules import find_rule
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 
 Residual = Callable[[fx.Node, int], bool]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from toma_fx.passes.layout import Origin, Step, TokenLayout
 from torch import fx
 
-from toma_fx.passes.layout import Origin, Step, TokenLayout
 from toma_fx.windows import Windows
 
 
@@ -79,3 +79,8 @@ class Group:
     regions: list[Region] = field(default_factory=list)
     # What the user should know: clamped windows, another order than asked for.
     note: str = ""
+
+    @property
+    def reorders(self) -> bool:
+        """Whether windows hold other tokens than the next ones in sequence."""
+        return self.order is not None or self.positions is not None

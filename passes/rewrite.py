@@ -1,21 +1,31 @@
-"""Pass 4: build the merged graph. The only pass that edits, and it edits a copy.
+"""Pass 5: build the merged graph. The only pass that edits, and it edits a copy.
 
 Before: `x → norm → linear … linear → add(x)` on `[B, N, C]`. After:
 
-    plan_(norm, order, phase, destinations, merging, unmerging)      once a group
+    x → gather(order)                                                once a stage
+    plan_(norm, phase, destinations, merging, unmerging)             once a group
     norm → merge → linear … linear → unmerge → add(x)                on [B, D, C] in between
 
 Why a replay: every node of a region is called again on merged fake values, so that a view that
 cannot be taken, or a result of another shape than its layout says, shows here and not in a picture.
 
-Precondition: `plan` has run.
+Precondition: `plan` and `hoist` have run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from toma_fx.passes.clock import Clock, GuardInputs
+from toma_fx.passes.emit import Emitter
+from toma_fx.passes.graphs import map_leaves, shape
+from toma_fx.passes.groups import GroupNodes, OrderNodes
+from toma_fx.passes.hoist import Stage
+from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenCount, TokenLayout
+from toma_fx.passes.normalize import keep_metadata
+from toma_fx.passes.region import Group, Region
 from torch import fx
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,13 +33,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.merging import gather_rows, merge_tokens, unmerge_tokens
-from toma_fx.passes.clock import Clock, GuardInputs
-from toma_fx.passes.emit import Emitter
-from toma_fx.passes.graphs import map_leaves, shape
-from toma_fx.passes.groups import GroupNodes
-from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenCount, TokenLayout
-from toma_fx.passes.normalize import keep_metadata
-from toma_fx.passes.region import Group, Region
 
 
 class RegionRefused(CannotRewrite):
@@ -41,139 +44,220 @@ class RegionRefused(CannotRewrite):
 
 
 def rewrite(
-    gm: fx.GraphModule, groups: list[Group], config: TomaConfig, guard: GuardInputs
+    gm: fx.GraphModule,
+    groups: list[Group],
+    stages: list[Stage],
+    guard: GuardInputs,
+    config: TomaConfig,
 ) -> fx.GraphModule:
     """A new graph module whose regions run on merged tokens; `gm` is not modified.
+
+    Args:
+        gm: the normalised graph.
+        groups: from `plan`.
+        stages: from `hoist`.
+        guard: the inputs that the guard reads.
+        config: temperature, unmerge, schedule.
 
     Raises:
         RegionRefused: the replay of a region contradicts its proof.
     """
-    return _Rewriter(gm, groups, config, Clock(guard, groups, config)).run()
+    return _Rewriter(gm, groups, stages, Clock(guard, groups, config), config).run()
 
 
 class _Rewriter:
     def __init__(
-        self, gm: fx.GraphModule, groups: list[Group], config: TomaConfig, clock: Clock
+        self,
+        gm: fx.GraphModule,
+        groups: list[Group],
+        stages: list[Stage],
+        clock: Clock,
+        config: TomaConfig,
     ) -> None:
         self._gm = gm
+        self._config = config
         self._clock = clock
         self._graph = fx.Graph()
         self._result = fx.GraphModule(torch.nn.Module(), self._graph)
         values = [node.meta.get("val") for node in gm.graph.nodes]
         mode = detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
         self._emit = Emitter(self._result, self._graph, mode)
-        self._copies: dict[fx.Node, fx.Node] = {}
-        self._plans = {group.index: GroupNodes(group, self._emit, config) for group in groups}
         self._owner = {n: r for g in groups for r in g.regions for n in r.steps}
+        self._starts = {stage.start: stage for stage in stages}
+        self._stage = {node: stage for stage in stages for node in (*stage.layouts, *stage.steps)}
+        # New nodes: at full length, at full length in window order, merged (by region).
+        self._natural: dict[fx.Node, fx.Node] = {}
+        self._ordered: dict[fx.Node, fx.Node] = {}
         self._merged: dict[int, dict[fx.Node, fx.Node]] = {}
+        self._plans: dict[int, GroupNodes] = {}
+        self._orders: dict[object, OrderNodes] = {}
         self._phase: fx.Node | None = None
 
     def run(self) -> fx.GraphModule:
         for node in self._gm.graph.nodes:
-            region = self._owner.get(node)
             if node.op in ("get_attr", "call_module"):
                 setattr(self._result, node.target, getattr(self._gm, node.target))
-            if node.op != "placeholder":
-                self._begin()
-            if region is None:
-                self._copies[node] = self._graph.node_copy(node, self._copies.__getitem__)
-                continue
-            try:
-                self._replay(node, region)
-            except CannotRewrite as refusal:
-                raise RegionRefused(region, refusal.reason, refusal.node) from refusal
-            except Exception as error:
-                reason = f"cannot run on merged tokens: {type(error).__name__}: {error}"
-                raise RegionRefused(region, reason.splitlines()[0], node) from error
+            if node.op != "placeholder" and self._phase is None:
+                self._phase = self._clock.emit(self._emit, self._natural)
+            if node in self._owner:
+                self._in_region(node, self._owner[node])
+            elif node in self._stage and node not in self._starts:
+                self._in_order(node, self._stage[node])
+            else:
+                self._natural[node] = self._graph.node_copy(node, self._full)
+                if node in self._starts:
+                    self._ordered[node] = self._permuted(node, self._starts[node], back=False)
         self._graph.eliminate_dead_code()
         self._result.recompile()
         keep_metadata(self._gm, self._result)
         return self._result
 
-    def _begin(self) -> None:
-        """What stands between the inputs and the first operation: the phase of the plans."""
-        if self._phase is None:
-            self._phase = self._clock.emit(self._emit, self._copies)
+    def _full(self, node: fx.Node) -> fx.Node:
+        """A node at full length in natural order; put back into it once, where first needed."""
+        if node not in self._natural:
+            self._natural[node] = self._permuted(node, self._stage[node], back=True)
+        return self._natural[node]
 
-    def _replay(self, node: fx.Node, region: Region) -> None:
-        step = region.steps[node]
-        merged = self._merged.get(id(region))
-        if merged is None:
-            merged = self._merged[id(region)] = {region.entry: self._merge(region)}
-        if step.exit is not None:
-            self._copies[node] = self._leave(node, step.exit, region, merged)
-            return
-        args, kwargs = self._resolved(node, step, region, merged)
-        target = step.target or node.target
-        new = self._emit.call(target, args, kwargs, like=node)  # type: ignore[arg-type]
-        _check(node, new, step.layout, region)
+    def _permuted(self, node: fx.Node, stage: Stage, back: bool) -> fx.Node:
+        layout = stage.layouts[node]
+        source = self._ordered[node] if back else self._natural[node]
+        start, _ = _picture(layout)
+        order = self._order(stage.group, source.meta["val"].device)
+        index = order.index(back, start, layout.length)
+        return self._emit.inline(gather_rows, source, index, layout.axis, None, 0, like=node)
+
+    def _in_order(self, node: fx.Node, stage: Stage) -> None:
+        """Outside of regions, on the stream in window order."""
+        step = stage.steps[node]
+
+        def operand(item: fx.Node) -> fx.Node:
+            return self._ordered[item] if item in self._ordered else self._full(item)
+
+        def table(item: AtDestinations, rows: fx.Node) -> fx.Node:
+            layout = TokenLayout(0, None, item.segments)
+            order = self._order(stage.group, rows.meta["val"].device)
+            return order.index(False, _picture(layout)[0], layout.length)
+
+        self._ordered[node] = self._replay(node, step, operand, table, lambda s: s.length)
+        if _facts(self._ordered[node]) != _facts(node):
+            raise CannotRewrite(f"in window order {node.name} has another shape", node)
+
+    def _in_region(self, node: fx.Node, region: Region) -> None:
+        try:
+            if id(region) not in self._merged:
+                self._merged[id(region)] = {region.entry: self._merge(region)}
+            step = region.steps[node]
+            if step.exit is not None:
+                self._leave(node, step.exit, region)
+            else:
+                self._on_merged(node, step, region)
+        except CannotRewrite as refusal:
+            raise RegionRefused(region, refusal.reason, refusal.node) from refusal
+        except Exception as error:
+            reason = f"cannot run on merged tokens: {type(error).__name__}: {error}"
+            raise RegionRefused(region, reason.splitlines()[0], node) from error
+
+    def _on_merged(self, node: fx.Node, step: Step, region: Region) -> None:
+        merged = self._merged[id(region)]
+        windows = self._plan(region).windows
+
+        def operand(item: fx.Node) -> fx.Node:
+            return merged[item] if item in merged else self._full(item)
+
+        def table(item: AtDestinations, rows: fx.Node) -> fx.Node:
+            layout = TokenLayout(0, None, item.segments)
+            index = self._plan(region).index(*_picture(layout), layout.length)
+            if item.batch is None and shape(index)[0] > 1:
+                raise CannotRewrite("a table meets tokens whose batch is folded into another axis")
+            return index
+
+        def length(segment: Segment) -> int:
+            return windows.merged if segment.merged else segment.length
+
+        new = self._replay(node, step, operand, table, length)
+        _check(node, new, step.layout, length)
         # Results without merged tokens (text that leaves) stand for the node itself.
-        (merged if step.layout is not None else self._copies)[node] = new
+        (merged if step.layout is not None else self._natural)[node] = new
+
+    def _replay(
+        self,
+        node: fx.Node,
+        step: Step,
+        operand: Callable[[fx.Node], fx.Node],
+        table: Callable[[AtDestinations, fx.Node], fx.Node],
+        length: Callable[[Segment], int],
+    ) -> fx.Node:
+        """Call a node again with other operands, rows of tables, and token counts."""
+
+        def leaf(item: Any) -> Any:
+            if isinstance(item, fx.Node):
+                return operand(item)
+            if isinstance(item, TokenCount):
+                return sum(length(segment) for segment in item.segments)
+            if isinstance(item, AtDestinations):
+                rows = leaf(item.table)
+                index = table(item, rows)
+                return self._emit.inline(
+                    gather_rows, rows, index, item.axis, item.batch, item.leading
+                )
+            return item
+
+        args = map_leaves(tuple(node.args if step.args is None else step.args), leaf)
+        kwargs = map_leaves(dict(node.kwargs if step.kwargs is None else step.kwargs), leaf)
+        return self._emit.call(step.target or node.target, args, kwargs, like=node)  # type: ignore[arg-type]
 
     def _merge(self, region: Region) -> fx.Node:
-        entry = self._copies[region.entry]
-        plan = self._plan(region)
+        ordered = region.entry in self._ordered
+        entry = self._ordered[region.entry] if ordered else self._full(region.entry)
         start, length = _picture(region.layout)
+        assert region.group is not None
         assert self._phase is not None
-        plan.prepare(entry, start, self._phase, self._copies)
+        order = self._order(region.group, entry.meta["val"].device)
+        if region.group.index not in self._plans:
+            plan = GroupNodes(region.group, order, self._emit, self._config)
+            plan.prepare(entry, start, self._phase, ordered)
+            self._plans[region.group.index] = plan
+        plan = self._plan(region)
+        slots = None if ordered else order.order
         return self._emit.inline(
-            merge_tokens, entry, plan.merging, plan.order, start, length, like=region.seeds[0]
+            merge_tokens, entry, plan.merging, slots, start, length, like=region.seeds[0]
         )
 
-    def _leave(
-        self, node: fx.Node, index: int, region: Region, merged: dict[fx.Node, fx.Node]
-    ) -> fx.Node:
-        source = node.args[index]
-        layout = self._layout(source, region)
+    def _leave(self, node: fx.Node, index: int, region: Region) -> None:
+        """Unmerge, and run the residual addition at full length, in the residual's order."""
+        source, residual = node.args[index], node.args[1 - index]
+        ordered = residual in self._ordered and node in self._stage
         plan = self._plan(region)
-        start, _ = _picture(layout)
+        assert region.group is not None
+        merged = self._merged[id(region)][source]  # type: ignore[index]
+        order = self._order(region.group, merged.meta["val"].device)
+        layout = region.layout if source is region.entry else region.steps[source].layout  # type: ignore[index]
+        assert isinstance(layout, TokenLayout)
         full = self._emit.inline(
             unmerge_tokens,
-            merged[source],  # type: ignore[index]
+            merged,
             plan.unmerging,
-            plan.inverse,
-            start,
+            None if ordered else order.inverse,
+            _picture(layout)[0],
             plan.windows.merged,
             like=node,
         )
-        args = [self._copies.get(arg, arg) if i != index else full for i, arg in enumerate(node.args)]
-        new = self._emit.call(node.target, tuple(args), node.kwargs, like=node)  # type: ignore[arg-type]
+        other = self._ordered[residual] if ordered else self._full(residual)  # type: ignore[index, arg-type]
+        args = (full, other, *node.args[2:]) if index == 0 else (other, full, *node.args[2:])
+        new = self._emit.call(node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
         if _facts(new) != _facts(node):
             raise CannotRewrite(f"the region's result is {_facts(new)}, not {_facts(node)}", node)
-        return new
-
-    def _resolved(
-        self, node: fx.Node, step: Step, region: Region, merged: dict[fx.Node, fx.Node]
-    ) -> tuple[Any, Any]:
-        def leaf(item: Any) -> Any:
-            if isinstance(item, fx.Node):
-                return merged[item] if item in merged else self._copies[item]
-            if isinstance(item, TokenCount):
-                return sum(_after(segment, region) for segment in item.segments)
-            if isinstance(item, AtDestinations):
-                return self._gathered(item, region, leaf)
-            return item
-
-        args = node.args if step.args is None else step.args
-        kwargs = node.kwargs if step.kwargs is None else step.kwargs
-        return map_leaves(tuple(args), leaf), map_leaves(dict(kwargs), leaf)
-
-    def _gathered(self, item: AtDestinations, region: Region, leaf: Any) -> fx.Node:
-        table = leaf(item.table)
-        layout = TokenLayout(0, None, item.segments)
-        index = self._plan(region).rows(*_picture(layout), layout.length)
-        if item.batch is None and shape(index)[0] > 1:
-            raise CannotRewrite("a table meets tokens whose batch is folded into another axis")
-        return self._emit.inline(gather_rows, table, index, item.axis, item.batch, item.leading)
+        (self._ordered if ordered else self._natural)[node] = new
 
     def _plan(self, region: Region) -> GroupNodes:
         assert region.group is not None
         return self._plans[region.group.index]
 
-    def _layout(self, node: object, region: Region) -> TokenLayout:
-        layout = region.layout if node is region.entry else region.steps[node].layout  # type: ignore[index]
-        assert isinstance(layout, TokenLayout)
-        return layout
+    def _order(self, group: Group, device: torch.device) -> OrderNodes:
+        key = (group.windows, group.order, group.positions)
+        if key not in self._orders:
+            self._orders[key] = OrderNodes(group, self._emit, self._config, self._natural, device)
+        return self._orders[key]
 
 
 def _picture(layout: TokenLayout | None) -> tuple[int, int]:
@@ -187,22 +271,19 @@ def _picture(layout: TokenLayout | None) -> tuple[int, int]:
     raise AssertionError("a merged layout has a merged segment")
 
 
-def _after(segment: Segment, region: Region) -> int:
-    assert region.group is not None
-    return region.group.windows.merged if segment.merged else segment.length
-
-
-def _check(old: fx.Node, new: fx.Node, layout: Any, region: Region) -> None:
+def _check(old: fx.Node, new: fx.Node, layout: Any, length: Callable[[Segment], int]) -> None:
     """The replayed shape is the old one with the token axis shortened."""
     if isinstance(layout, tuple) or not isinstance(new.meta["val"], torch.Tensor):
         return
     expected = list(shape(old))
     if layout is not None:
-        expected[layout.axis] = sum(_after(segment, region) for segment in layout.segments)
+        expected[layout.axis] = sum(length(segment) for segment in layout.segments)
     if tuple(expected) != shape(new):
         raise CannotRewrite(f"merged shape is {shape(new)}, the layout says {tuple(expected)}", old)
 
 
 def _facts(node: fx.Node) -> tuple[Any, ...]:
     value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return ()
     return tuple(value.shape), value.dtype, value.device

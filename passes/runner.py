@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from toma_fx.passes.analysis import Analysis
+from toma_fx.passes.clock import GuardInputs, find_guard_inputs
+from toma_fx.passes.find import find
+from toma_fx.passes.flops import flops_after, flops_before
+from toma_fx.passes.hoist import hoist
+from toma_fx.passes.normalize import normalize
+from toma_fx.passes.plan import plan, unmatched_patterns
+from toma_fx.passes.region import Region
+from toma_fx.passes.rewrite import RegionRefused, rewrite
+from toma_fx.passes.verify import verify
 from torch import fx
 from torch._dynamo.utils import counters
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.analysis import Analysis
-from toma_fx.passes.clock import GuardInputs, find_guard_inputs
-from toma_fx.passes.find import find
-from toma_fx.passes.flops import flops_after, flops_before
-from toma_fx.passes.normalize import normalize
-from toma_fx.passes.plan import plan, unmatched_patterns
-from toma_fx.passes.region import Group, Region
-from toma_fx.passes.rewrite import RegionRefused, rewrite
-from toma_fx.passes.verify import verify
 from toma_fx.report import RegionReport, Report
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class RewriteResult:
 def run_passes(
     gm: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig
 ) -> RewriteResult:
-    """normalize → find → plan → rewrite → verify; `gm` comes back untouched on refusal.
+    """normalize → find → plan → hoist → rewrite → verify; `gm` comes back untouched on refusal.
 
     `TOMA_FX_DUMP=<folder>` writes the graphs before and after as text.
     """
@@ -60,7 +61,9 @@ def run_passes(
         if groups:
             guard = clock.time("guard", lambda: find_guard_inputs(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
-            result = clock.time("rewrite", lambda: _rewrite(normal, regions, groups, config, guard))
+            result = clock.time(
+                "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config)
+            )
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
             _dump(normal, result)
@@ -71,7 +74,9 @@ def run_passes(
             if region.status == "merged":
                 region.drop("refused", str(refusal))
     report.regions = [_reported(region) for region in regions]
-    report.notes += [f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)]
+    report.notes += [
+        f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
+    ]
     counters["toma_fx"]["regions_merged"] += len(report.merged)
     counters["toma_fx"]["graphs_rewritten"] += result is not gm
     return RewriteResult(result, report)
@@ -79,20 +84,17 @@ def run_passes(
 
 def _rewrite(
     normal: fx.GraphModule,
+    analysis: Analysis,
     regions: list[Region],
-    groups: list[Group],
-    config: TomaConfig,
     guard: GuardInputs,
+    config: TomaConfig,
 ) -> fx.GraphModule:
-    """Rewrite; a region whose replay fails is dropped and the others are planned again."""
-    while groups:
+    """Hoist and rewrite; a region whose replay fails is dropped and the others planned again."""
+    while groups := plan(regions, config):
         try:
-            return rewrite(normal, groups, config, guard)
+            return rewrite(normal, groups, hoist(analysis, groups), guard, config)
         except RegionRefused as refusal:
             refusal.region.drop("refused", str(refusal))
-            for region in regions:
-                region.group = None
-            groups = plan(regions, config)
     raise CannotRewrite("no region could be rewritten")
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, is_getitem, is_tensor, shape
 from toma_fx.passes.inputs import Inputs
 from toma_fx.passes.layout import Origin, Segment, Step, TokenLayout
 from toma_fx.passes.rules import find_rule
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 
 Stream = tuple[Origin, ...]
 _CATS = (aten.cat.default, aten.concat.default, aten.concatenate.default)
@@ -26,7 +26,12 @@ _SPLITS = (
     aten.split.sizes,
     aten.chunk.default,
 )
-_FOLDS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default)
+_FOLDS = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten._unsafe_view.default,
+)
 
 
 class Streams:
@@ -65,7 +70,7 @@ class Streams:
         return None
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
-        """Tensor operands, activations before tables: `positions + x` belongs to the stream of x."""
+        """Tensor operands, activations before tables: `positions + x` is of the stream of x."""
         source: fx.Node = node.args[0] if is_getitem(node) else node  # type: ignore[assignment]
         found = [operand for operand in source.all_input_nodes if is_tensor(operand)]
         return sorted(found, key=self._inputs.is_table)
@@ -88,7 +93,6 @@ class Streams:
                 if size > 1:
                     found |= {origin.key for origin in self.of(*self._unfolded(result, axis))}
         return found
-
 
     def _unfolded(self, node: fx.Node, axis: int) -> tuple[fx.Node, int]:
         """Follow a picture's side back through the reshape that unfolds tokens into it."""

@@ -1,4 +1,4 @@
-"""Pass 5: check the rewritten graph before any compiler sees it.
+"""Pass 6: check the rewritten graph before any compiler sees it.
 
 Why: a wrong image is never the price of a speedup. What is checked costs milliseconds; what it
 would catch costs a picture.
@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from toma_fx.passes.graphs import shape
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graphs import shape
 
 
 def verify(before: fx.GraphModule, after: fx.GraphModule) -> None:

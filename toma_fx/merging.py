@@ -70,7 +70,9 @@ def gather_rows(table: Tensor, index: Tensor, axis: int, batch: int | None, lead
     return torch.take_along_dim(table, index.view(sizes), axis)
 
 
-def slots_from_sequence(sequence: Tensor, slot_ranks: Tensor, rank_slots: Tensor) -> tuple[Tensor, Tensor]:
+def slots_from_sequence(
+    sequence: Tensor, slot_ranks: Tensor, rank_slots: Tensor
+) -> tuple[Tensor, Tensor]:
     """Order and inverse of a token sequence that is data (see `Windows` for the two tables)."""
     ranks = torch.argsort(sequence)
     return sequence[slot_ranks], rank_slots[ranks]

@@ -34,7 +34,9 @@ def windowed(hidden: Tensor, order: Tensor | None, size: int) -> Tensor:
     return ordered.reshape(-1, size, hidden.shape[-1])
 
 
-def pad_mask(batch: int, windows: int, size: int, tokens: int, device: torch.device) -> Tensor | None:
+def pad_mask(
+    batch: int, windows: int, size: int, tokens: int, device: torch.device
+) -> Tensor | None:
     """`[B·W, n]` bool, False at pads; None without pads (see `Windows`)."""
     pads = windows * size - tokens
     if pads == 0:

@@ -34,7 +34,9 @@ def tile_order(grid: Sequence[int], window: int) -> Tensor:
         window: side of a tile.
     """
     height, width = tile_sides(grid, window)
-    index = torch.arange(math.prod(grid)).view(-1, grid[-2] // height, height, grid[-1] // width, width)
+    index = torch.arange(math.prod(grid)).view(
+        -1, grid[-2] // height, height, grid[-1] // width, width
+    )
     return index.permute(0, 1, 3, 2, 4).reshape(-1)
 
 
@@ -52,7 +54,9 @@ def hilbert_order(grid: Sequence[int]) -> Tensor:
     return (frames.unsqueeze(1) + frame).reshape(-1)
 
 
-def _curve(at: tuple[int, int], major: tuple[int, int], minor: tuple[int, int]) -> Iterator[tuple[int, int]]:
+def _curve(
+    at: tuple[int, int], major: tuple[int, int], minor: tuple[int, int]
+) -> Iterator[tuple[int, int]]:
     """Cells of the rectangle spanned from `at`, entering at `at`, leaving at the end of `major`.
 
     A rectangle far longer than high is halved along its length. Otherwise it becomes a step up
@@ -99,8 +103,8 @@ def order_from_positions(positions: Tensor, window: int, order: str, curve: Tens
     other windows sort by tile and keep the given sequence within it.
 
     Args:
-        positions: `[N, k]` coordinates, `2 ≤ k ≤ 4`, whole numbers in any numeric dtype. Two columns
-            are `(y, x)`; with more, columns 1 and 2 are, and the others vary slowest.
+        positions: `[N, k]` coordinates, `2 ≤ k ≤ 4`, whole numbers in any dtype. Two
+            columns are `(y, x)`; with more, columns 1 and 2 are, and the others vary slowest.
         window: side of a tile.
         order: `"tile"` or `"hilbert"`.
         curve: `curve_table()` on the same device.

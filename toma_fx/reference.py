@@ -71,7 +71,7 @@ def greedy(units: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
     """
     if units.dim() == 3:
         units = units.unsqueeze(1)
-    P, H, n, _ = units.shape
+    P, _, n, _ = units.shape
     if not 1 <= count <= n:
         raise ValueError(f"count must lie in 1 … {n}, not {count}")
     taken = torch.zeros(P, n, dtype=torch.int8, device=units.device)

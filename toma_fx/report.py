@@ -83,7 +83,8 @@ class Report:
     def __str__(self) -> str:
         """Regions of one kind, size and fate in one row, with their reasons."""
         rows = Counter(
-            (r.kind, r.tokens, r.merged_tokens, r.channels, r.status, r.reason) for r in self.regions
+            (r.kind, r.tokens, r.merged_tokens, r.channels, r.status, r.reason)
+            for r in self.regions
         )
         saved = Counter[tuple[Any, ...]]()
         for r in self.regions:

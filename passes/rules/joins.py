@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.rules.pointwise import agreed
 from toma_fx.passes.rules.table import Flow, layout_rule
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 
 
 @layout_rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
@@ -24,9 +24,7 @@ def cat(node: fx.Node, flow: Flow) -> Step:
     return Step(layout, (replaced, dim), {})
 
 
-def _joined(
-    operands: list[fx.Node], layouts: list[TokenLayout | None], dim: int
-) -> TokenLayout:
+def _joined(operands: list[fx.Node], layouts: list[TokenLayout | None], dim: int) -> TokenLayout:
     segments: list[Segment] = []
     for operand, layout in zip(operands, layouts, strict=True):
         segments += layout.segments if layout else [Segment(shape(operand)[dim])]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, is_tensor, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Step, TokenLayout
 from toma_fx.passes.rules.table import Flow, layout_rule
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 
@@ -59,7 +59,9 @@ def _partner(
     if addition and shape(other) == shape(node) and flow.is_residual(other, axis):
         return None
     if not flow.is_table(other, constant=addition):
-        raise CannotRewrite(f"{op_name(node)} mixes merged tokens with a full-length activation", node)
+        raise CannotRewrite(
+            f"{op_name(node)} mixes merged tokens with a full-length activation", node
+        )
     return AtDestinations(other, axis + missing, layout.batch, layout.segments, leading=missing)
 
 

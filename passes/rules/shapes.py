@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, op_name, shape
 from toma_fx.passes.layout import Step, TokenCount, TokenLayout
 from toma_fx.passes.rules.pointwise import agreed
 from toma_fx.passes.rules.table import Flow, layout_rule
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 
 
 def _input(node: fx.Node, flow: Flow) -> tuple[TokenLayout, tuple[int, ...]]:
@@ -91,7 +91,9 @@ def unsqueeze(node: fx.Node, flow: Flow) -> Step:
 def squeeze(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)
     given = node.args[1]
-    dims = sorted({d % len(before) for d in ([given] if isinstance(given, int) else given)}, reverse=True)  # type: ignore[union-attr]
+    dims = sorted(
+        {d % len(before) for d in ([given] if isinstance(given, int) else given)}, reverse=True
+    )  # type: ignore[union-attr]
     for dim in dims:
         if before[dim] == 1:
             layout = _dropped(node, layout, dim)
@@ -174,9 +176,7 @@ def _piece(layout: TokenLayout, segments: tuple[Any, ...]) -> TokenLayout | None
     return piece if piece.is_merged or not layout.is_merged else None
 
 
-@layout_rule(
-    aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default
-)
+@layout_rule(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default)
 def split(node: fx.Node, flow: Flow) -> Step:
     """Splits of the token axis must cut at segment borders; the sizes become token counts."""
     layout, before = _input(node, flow)

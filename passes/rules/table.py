@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from toma_fx.passes.graphs import is_getitem, op_name
+from toma_fx.passes.layout import Step, TokenLayout
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graphs import is_getitem, op_name
-from toma_fx.passes.layout import Step, TokenLayout
 
 
 class Flow(Protocol):

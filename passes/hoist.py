@@ -1,0 +1,126 @@
+"""Pass 4: keep the residual stream in window order, instead of gathering at every region.
+
+Why: norms, linears, attention and residual additions do not care in which order tokens stand. So
+the order is a property of the layout too. Permuting the stream once where a stage begins and back
+where it ends removes a gather from every merge and from every unmerge: on a GPU each is a launch
+and a pass over the hidden states that nothing can fuse with the norm before it.
+
+Before, at each region: `norm → gather(order) → merge … unmerge → gather(inverse) → add`.
+After: `gather(order)` at the stage's first addition's residual, views in between, and
+`gather(inverse)` where an operation wants the natural order (the reshape to a picture, the output).
+
+The proof is the rule table again, for a layout whose tokens are permuted instead of merged:
+position tables are read in window order, and where a rule refuses the natural order comes back.
+
+Precondition: `plan` has run. Windows with pads are left alone: their slots are no permutation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from toma_fx.passes.analysis import Analysis
+from toma_fx.passes.graphs import op_name, shape
+from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.region import Group, Region
+from toma_fx.passes.rules import find_rule
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
+
+
+@dataclass
+class Stage:
+    """A residual stream in window order; the `Flow` that rules ask about it.
+
+    Attributes:
+        group: whose order it is.
+        start: the node whose tokens are permuted first.
+        steps: how each permuted node outside regions runs on permuted operands.
+        layouts: the permuted nodes: `start`, those of `steps`, and exits of regions.
+    """
+
+    analysis: Analysis
+    group: Group
+    start: fx.Node
+    steps: dict[fx.Node, Step] = field(default_factory=dict)
+    layouts: dict[fx.Node, TokenLayout] = field(default_factory=dict)
+
+    def layout(self, node: object) -> TokenLayout | None:
+        return self.layouts.get(node) if isinstance(node, fx.Node) else None
+
+    def results(self, node: fx.Node) -> tuple[TokenLayout | None, ...]:
+        step = self.steps.get(node)
+        if step is None or not isinstance(step.layout, tuple):
+            raise CannotRewrite(f"{op_name(node)} has no results with tokens", node)
+        return step.layout
+
+    def is_table(self, node: fx.Node, *, constant: bool) -> bool:
+        inputs = self.analysis.inputs
+        return inputs.constant(node) if constant else inputs.is_table(node)
+
+    def is_residual(self, node: fx.Node, axis: int) -> bool:
+        """No addition ends a stage: beside an operand in natural order the rule refuses."""
+        return False
+
+
+def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
+    """One stage for every planned stream whose order is a permutation."""
+    streams: dict[object, list[Group]] = {}
+    for group in groups:
+        origin = group.regions[0].origin
+        assert origin is not None
+        streams.setdefault(origin.key, []).append(group)
+    found = [_stage(analysis, members) for members in streams.values()]
+    return [stage for stage in found if stage is not None]
+
+
+def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
+    regions = [region for group in groups for region in group.regions]
+    first = groups[0]
+    start, layout = _residual(regions[0]), regions[0].layout
+    alike = all((g.order, g.positions) == (first.order, first.positions) for g in groups)
+    late = first.positions and analysis.position[first.positions.node] > analysis.position[start]
+    if not first.reorders or first.windows.pads or not alike or late or layout is None:
+        return None
+    if len(shape(start)) != 3 or shape(start)[1] != layout.length:
+        return None
+    stage = Stage(analysis, first, start, layouts={start: layout})
+    owner = {node: region for region in regions for node in region.steps}
+    for node in list(analysis.graph.nodes)[analysis.position[start] + 1 :]:
+        if node in owner:
+            _pass_exit(stage, node, owner[node].steps[node])
+        elif any(
+            source in stage.layouts or source in stage.steps for source in node.all_input_nodes
+        ):
+            _carry(stage, node)
+    return stage
+
+
+def _pass_exit(stage: Stage, node: fx.Node, step: Step) -> None:
+    """A region's result is in window order if the residual that it is added to is."""
+    if step.exit is not None:
+        residual = stage.layout(node.args[1 - step.exit])
+        if residual is not None:
+            stage.layouts[node] = residual
+
+
+def _carry(stage: Stage, node: fx.Node) -> None:
+    """Let a node run in window order if its rule allows; else its readers get natural order."""
+    try:
+        step = find_rule(node)(node, stage)
+    except CannotRewrite:
+        return
+    if step.layout is None:
+        return
+    stage.steps[node] = step
+    if isinstance(step.layout, TokenLayout):
+        stage.layouts[node] = step.layout
+
+
+def _residual(region: Region) -> fx.Node:
+    """The stream that the region's first exit adds to."""
+    for node, step in region.steps.items():
+        if step.exit is not None:
+            return node.args[1 - step.exit]  # type: ignore[return-value]
+    raise AssertionError("a merged region has an exit")
