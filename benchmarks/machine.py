@@ -22,7 +22,9 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
     }
-    command = shlex.join(["python", *(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv))])
+    command = shlex.join(
+        ["python", *(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv))]
+    )
     return {"machine": machine, "versions": _versions(), "command": command}
 
 

@@ -46,15 +46,14 @@ def pad_mask(
     return valid.view(-1, size)
 
 
-def select(tokens: Tensor, count: int, valid: Tensor | None, batch: int, pairs: bool) -> Tensor:
+def select(similarities: Tensor, count: int, valid: Tensor | None, pairs: bool) -> Tensor:
     """`[B·W, d]` destinations; with `pairs`, item `i` shares those of item `i + B/2`."""
+    units = reference.fixed_point(similarities)
     if not pairs:
-        return reference.select_destinations(tokens, count, valid)
-    units = reference.fixed_point(reference.similarity(tokens))
+        return reference.greedy(units, count, valid)
     half = units.shape[0] // 2
     both = torch.stack((units[:half], units[half:]), 1)
-    picks = reference.greedy(both, count, None if valid is None else valid[:half])
-    return picks.repeat(2, 1)
+    return reference.greedy(both, count, None if valid is None else valid[:half]).repeat(2, 1)
 
 
 def _plan(
@@ -73,12 +72,12 @@ def _plan(
         return
     batch, windows, count = destinations.shape
     size = merging.shape[-1]
-    tokens = windowed(hidden, order, size)
+    similarities = reference.similarity(windowed(hidden, order, size))
     valid = pad_mask(batch, windows, size, hidden.shape[1], hidden.device)
     if due == SELECT:
-        picks = select(tokens, count, valid, batch, pairs)
+        picks = select(similarities, count, valid, pairs)
         destinations.copy_(picks.view_as(destinations))
-    weights = reference.assignment(tokens, destinations.view(-1, count), temperature, valid)
+    weights = reference.spread(similarities, destinations.view(-1, count), temperature, valid)
     merging.copy_(reference.merge_matrix(weights))
     unmerging.copy_(reference.unmerge_matrix(weights, unmerge))
 

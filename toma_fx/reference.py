@@ -82,6 +82,7 @@ def greedy(units: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
     never = torch.iinfo(units.dtype).min
     gains = units.sum((1, 3), dtype=units.dtype)
     covered = units.new_empty(0)
+    short = torch.empty_like(units)  # by how much each token is short of each candidate; reused
     picks = []
     for step in range(count):
         # A taken token's rank is below every gain; a taken pad's is above a taken token's.
@@ -92,7 +93,8 @@ def greedy(units: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
         row = units[rows, :, pick]
         covered = row if step == 0 else torch.maximum(covered, row)
         if step + 1 < count:
-            gains = (units - covered.unsqueeze(2)).clamp_min_(0).sum((1, 3), dtype=units.dtype)
+            torch.sub(units, covered.unsqueeze(2), out=short)
+            gains = short.clamp_min_(0).sum((1, 3), dtype=units.dtype)
     return torch.stack(picks, -1).sort(-1).values
 
 
@@ -127,8 +129,15 @@ def assignment(
     Returns:
         `[P, d, n]` float32, columns summing to one (to zero for padding).
     """
-    rows = destinations.unsqueeze(-1).expand(-1, -1, tokens.shape[1])
-    weights = torch.softmax(similarity(tokens).gather(1, rows) / temperature, dim=1)
+    return spread(similarity(tokens), destinations, temperature, valid)
+
+
+def spread(
+    similarities: Tensor, destinations: Tensor, temperature: float, valid: Tensor | None = None
+) -> Tensor:
+    """`assignment` from similarities `[P, n, n]` that are at hand."""
+    rows = destinations.unsqueeze(-1).expand(-1, -1, similarities.shape[-1])
+    weights = torch.softmax(similarities.gather(1, rows) / temperature, dim=1)
     return weights if valid is None else weights * valid.unsqueeze(1)
 
 
