@@ -48,7 +48,7 @@ def find_entries(graph: fx.Graph, inputs: Inputs) -> list[Entry]:
 
 def _before_casts(node: fx.Node) -> fx.Node:
     while node.target in _CASTS:
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     return node
 
 
@@ -73,7 +73,7 @@ def _casts_for(node: fx.Node, linears: list[fx.Node]) -> bool:
 
 
 def _attention_kind(attention: fx.Node, walk: _Walk, tokens: int) -> str:
-    key: fx.Node = attention.args[1]  # type: ignore[assignment]
+    key: fx.Node = attention.args[1]
     if key not in walk.reached:
         return "cross_attention"
     return "self_attention" if shape(key)[-2] == tokens else "joint_attention"

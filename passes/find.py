@@ -182,7 +182,7 @@ def _unreached(graph: fx.Graph, regions: list[Region]) -> list[Region]:
     found = []
     for node in graph.nodes:
         if node.target in ATTENTIONS and node not in reached:
-            query: fx.Node = node.args[0]  # type: ignore[assignment]
+            query: fx.Node = node.args[0]
             region = Region("self_attention", query, (), (node,), common_module([node])[0])
             region.drop("refused", f"no linear projection of hidden states feeds {node.name}")
             found.append(region)

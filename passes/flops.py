@@ -31,9 +31,9 @@ def flops_after(region: Region) -> int:
 
 def _flops(node: fx.Node) -> int:
     if node.target in LINEARS:
-        return 2 * math.prod(shape(node)) * shape(node.args[0])[-1]  # type: ignore[arg-type]
+        return 2 * math.prod(shape(node)) * shape(node.args[0])[-1]
     if node.target in ATTENTIONS:
-        query, key, value = (shape(arg) for arg in node.args[:3])  # type: ignore[arg-type]
+        query, key, value = (shape(arg) for arg in node.args[:3])
         return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return 0
 
@@ -46,7 +46,7 @@ def _shrinkage(node: fx.Node, region: Region, kept: float) -> float:
         if operand is region.entry:
             layout = region.layout
         else:
-            step = region.steps.get(operand)  # type: ignore[call-overload]
+            step = region.steps.get(operand)
             layout = step.layout if step is not None else None  # type: ignore[assignment]
         if isinstance(layout, TokenLayout) and layout.is_merged:
             merged = sum(s.length * (kept if s.merged else 1.0) for s in layout.segments)

@@ -122,5 +122,5 @@ def _residual(region: Region) -> fx.Node:
     """The stream that the region's first exit adds to."""
     for node, step in region.steps.items():
         if step.exit is not None:
-            return node.args[1 - step.exit]  # type: ignore[return-value]
+            return node.args[1 - step.exit]
     raise AssertionError("a merged region has an exit")

@@ -65,7 +65,7 @@ def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
     if hasattr(source, "_param_name_to_source"):
         state = [*dict(target.named_parameters()), *dict(target.named_buffers())]
         sources = {name: AttrSource(LocalSource("toma_fx"), name) for name in state}
-        target._param_name_to_source = sources  # type: ignore[assignment]
+        target._param_name_to_source = sources
     theirs = source.graph.find_nodes(op="placeholder")
     for old, new in zip(theirs, target.graph.find_nodes(op="placeholder"), strict=True):
         value = new.meta.get("val")
@@ -73,7 +73,7 @@ def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
         if value is not None:
             new.meta["val"] = value
         if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+            new._dynamo_source = old._dynamo_source
 
 
 def _static(value: Any, mode: FakeTensorMode) -> Any:

@@ -64,7 +64,7 @@ class Propagation:
 
     def layout(self, node: object) -> TokenLayout | None:
         if node in self._start:
-            return self._start[node]  # type: ignore[index]
+            return self._start[node]
         step = self.steps.get(node) if isinstance(node, fx.Node) else None
         layout = step.layout if step is not None else None
         return layout if isinstance(layout, TokenLayout) else None

@@ -204,7 +204,7 @@ class _Rewriter:
 
         args = map_leaves(tuple(node.args if step.args is None else step.args), leaf)
         kwargs = map_leaves(dict(node.kwargs if step.kwargs is None else step.kwargs), leaf)
-        return self._emit.call(step.target or node.target, args, kwargs, like=node)  # type: ignore[arg-type]
+        return self._emit.call(step.target or node.target, args, kwargs, like=node)
 
     def _merge(self, region: Region) -> fx.Node:
         ordered = region.entry in self._ordered
@@ -229,9 +229,9 @@ class _Rewriter:
         ordered = residual in self._ordered and node in self._stage
         plan = self._plan(region)
         assert region.group is not None
-        merged = self._merged[id(region)][source]  # type: ignore[index]
+        merged = self._merged[id(region)][source]
         order = self._order(region.group, merged.meta["val"].device)
-        layout = region.layout if source is region.entry else region.steps[source].layout  # type: ignore[index]
+        layout = region.layout if source is region.entry else region.steps[source].layout
         assert isinstance(layout, TokenLayout)
         full = self._emit.inline(
             unmerge_tokens,
@@ -242,9 +242,9 @@ class _Rewriter:
             plan.windows.merged,
             like=node,
         )
-        other = self._ordered[residual] if ordered else self._full(residual)  # type: ignore[index, arg-type]
+        other = self._ordered[residual] if ordered else self._full(residual)
         args = (full, other, *node.args[2:]) if index == 0 else (other, full, *node.args[2:])
-        new = self._emit.call(node.target, args, node.kwargs, like=node)  # type: ignore[arg-type]
+        new = self._emit.call(node.target, args, node.kwargs, like=node)
         if _facts(new) != _facts(node):
             raise CannotRewrite(f"the region's result is {_facts(new)}, not {_facts(node)}", node)
         (self._ordered if ordered else self._natural)[node] = new

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from toma_fx.passes.graphs import aten, is_getitem, is_tensor, shape
 from toma_fx.passes.inputs import Inputs
@@ -71,14 +72,14 @@ class Streams:
 
     def _operands(self, node: fx.Node) -> list[fx.Node]:
         """Tensor operands, activations before tables: `positions + x` is of the stream of x."""
-        source: fx.Node = node.args[0] if is_getitem(node) else node  # type: ignore[assignment]
+        source: fx.Node = node.args[0] if is_getitem(node) else node
         found = [operand for operand in source.all_input_nodes if is_tensor(operand)]
         return sorted(found, key=self._inputs.is_table)
 
     def _begin(self, node: fx.Node, axis: int) -> Stream:
         """A join, a part of a join, or an origin."""
         if node.target in _CATS and _dim(node) == axis:
-            return tuple(o for operand in node.args[0] for o in self.of(operand, axis))  # type: ignore[union-attr]
+            return tuple(o for operand in node.args[0] for o in self.of(operand, axis))
         part = _part(node, axis)
         if part is not None:
             source, start, stop = part
@@ -110,8 +111,8 @@ def _carries(node: fx.Node, operand: fx.Node, candidate: int, axis: int) -> bool
         if not is_getitem(node):
             result = _ask(node, operand, layout)
         else:
-            results = _ask(node.args[0], operand, layout).layout  # type: ignore[arg-type]
-            result = Step(results[node.args[1]] if isinstance(results, tuple) else None)  # type: ignore[index]
+            results = _ask(node.args[0], operand, layout).layout
+            result = Step(results[node.args[1]] if isinstance(results, tuple) else None)
     except CannotRewrite:
         return False
     found = result.layout
@@ -143,23 +144,24 @@ class _Probe:
 
 def _dim(node: fx.Node) -> int:
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim % len(shape(node))  # type: ignore[operator]
+    return dim % len(shape(node))
 
 
 def _part(node: fx.Node, axis: int) -> tuple[fx.Node, int, int] | None:
     """`(whole, start, stop)` if a node is a run of the tokens of another along `axis`."""
     if node.target is aten.slice.Tensor:
-        source, dim, start, stop, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        defaults: list[Any] = [0, None, None, 1]
+        source, dim, start, stop, step = list(node.args) + defaults[len(node.args) - 1 :]
         if dim % len(shape(node)) == axis and step == 1:
             first, last, _ = slice(start, stop).indices(shape(source)[axis])
             return source, first, last
-    if is_getitem(node) and node.args[0].target in _SPLITS:  # type: ignore[union-attr]
+    if is_getitem(node) and node.args[0].target in _SPLITS:
         split, index = node.args
-        dim = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)  # type: ignore[union-attr]
+        dim = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
         if dim % len(shape(node)) == axis:
-            sizes = [int(part.shape[axis]) for part in split.meta["val"]]  # type: ignore[union-attr]
-            first = sum(sizes[:index])  # type: ignore[misc]
-            return split.args[0], first, first + sizes[index]  # type: ignore[union-attr, index, return-value]
+            sizes = [int(part.shape[axis]) for part in split.meta["val"]]
+            first = sum(sizes[:index])
+            return split.args[0], first, first + sizes[index]
     return None
 
 
@@ -185,9 +187,10 @@ def _folded(node: fx.Node, axis: int) -> tuple[int, ...] | None:
     """The sides that a reshape folds into `axis`, `(height, width)` or with frames before."""
     if node.target not in _FOLDS:
         return None
-    before, after = shape(node.args[0]), shape(node)  # type: ignore[arg-type]
+    before, after = shape(node.args[0]), shape(node)
     at = math.prod(after[:axis])
-    product, sides = 1, []
+    product = 1
+    sides: list[int] = []
     for size in before:
         if product >= at and math.prod(sides) < after[axis] and size > 1:
             sides.append(size)
@@ -201,7 +204,7 @@ def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
     """The longer axis of which a reshape makes `axis` one side."""
     if node.target not in _FOLDS:
         return None
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    source: fx.Node = node.args[0]
     after = shape(node)
     ahead, product = math.prod(after[:axis]), 1
     for index, size in enumerate(shape(source)):

@@ -84,7 +84,7 @@ def _remember(report: Report) -> None:
     if report.merged:
         for note in report.notes:
             warnings.warn(f"toma_fx: {note}", stacklevel=2)
-    elif report.regions or report.notes:
+    else:
         warnings.warn(f"toma_fx merged nothing; the plain model runs.\n{report}", stacklevel=2)
 
 

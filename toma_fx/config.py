@@ -194,7 +194,7 @@ def _guard(value: object) -> tuple[str, ...]:
 
 def _grid(value: object) -> tuple[int, ...] | str | None:
     if value is None or value == "square":
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ConfigError(f'grid must be (height, width), "square" or None, not {value!r}')
     sides = tuple(value)

@@ -56,7 +56,7 @@ def _fresh_frame() -> Callable[..., Any]:
 
 def _shapes_only(gm: fx.GraphModule) -> Callable[..., Any]:
     output = next(iter(gm.graph.find_nodes(op="output")))
-    results = [_value(item) for item in output.args[0]]  # type: ignore[union-attr]
+    results = [_value(item) for item in output.args[0]]
 
     def run(*args: Any) -> list[Any]:
         return [_empty(value) for value in results]

@@ -15,7 +15,7 @@ def scaled_dot_product_attention(node: fx.Node, flow: Flow) -> Step:
     """Keys and values may be merged, text, or both; a mask table is gathered on merged axes."""
     query, key, value = (flow.layout(arg) for arg in node.args[:3])
     for layout, arg in zip((query, key, value), node.args, strict=False):
-        if layout is not None and layout.axis != len(shape(arg)) - 2:  # type: ignore[arg-type]
+        if layout is not None and layout.axis != len(shape(arg)) - 2:
             raise CannotRewrite("attention runs along another axis than the tokens", node)
     if (key is None) != (value is None) or (key and value and key.segments != value.segments):
         raise CannotRewrite("keys and values carry tokens differently", node)
@@ -28,7 +28,7 @@ def scaled_dot_product_attention(node: fx.Node, flow: Flow) -> Step:
     mask = given.get("attn_mask")
     if mask is None:
         return Step(query, node.args)
-    given["attn_mask"] = _mask(node, mask, query, key, flow)  # type: ignore[arg-type]
+    given["attn_mask"] = _mask(node, mask, query, key, flow)
     return Step(query, node.args[:3], given)
 
 
@@ -59,6 +59,6 @@ def rotary_complex(node: fx.Node, flow: Flow) -> Step:
     """Rotary embeddings as complex numbers: the last axis becomes, or leaves, a pair."""
     source = node.args[0]
     layout = flow.layout(source)
-    if layout is None or layout.axis == len(shape(source)) - 1:  # type: ignore[arg-type]
+    if layout is None or layout.axis == len(shape(source)) - 1:
         raise CannotRewrite("the token axis is a pair of real and imaginary parts", node)
     return Step(layout, node.args)

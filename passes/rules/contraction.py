@@ -20,7 +20,7 @@ def contraction(node: fx.Node, flow: Flow) -> Step:
 def addmm(node: fx.Node, flow: Flow) -> Step:
     """`bias + x @ W`; the bias is broadcast over tokens."""
     bias, left, weight = node.args[:3]
-    if len(shape(bias)) == 2 and shape(bias)[0] != 1:  # type: ignore[arg-type]
+    if len(shape(bias)) == 2 and shape(bias)[0] != 1:
         raise CannotRewrite("aten.addmm adds a full-length bias", node)
     return Step(_left(node, left, (bias, weight), flow), node.args)
 
@@ -29,7 +29,7 @@ def _left(node: fx.Node, left: object, others: tuple[object, ...], flow: Flow) -
     layout = flow.layout(left)
     if layout is None or any(flow.layout(other) is not None for other in others):
         raise CannotRewrite(f"{op_name(node)} takes tokens as weights", node)
-    rank = len(shape(left))  # type: ignore[arg-type]
+    rank = len(shape(left))
     if layout.axis == rank - 1:
         raise CannotRewrite(f"{op_name(node)} contracts the token axis", node)
     if len(shape(node)) != rank:
@@ -52,7 +52,7 @@ def outer(node: fx.Node, flow: Flow) -> Step:
 @layout_rule(aten.einsum.default)
 def einsum(node: fx.Node, flow: Flow) -> Step:
     """Passes if one operand alone has the tokens' letter and the result keeps it."""
-    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])
     if "->" not in equation or "." in equation:
         raise CannotRewrite("aten.einsum with implicit letters", node)
     sources, result = equation.split("->")
@@ -73,7 +73,7 @@ def einsum(node: fx.Node, flow: Flow) -> Step:
 def channel_norm(node: fx.Node, flow: Flow) -> Step:
     """Layer and RMS norms over trailing axes."""
     layout = flow.layout(node.args[0])
-    normalised = len(node.args[1])  # type: ignore[arg-type]
+    normalised = len(node.args[1])
     if layout is None or layout.axis >= len(shape(node)) - normalised:
         raise CannotRewrite(f"{op_name(node)} normalises over the tokens", node)
     return Step(layout, node.args)

@@ -13,8 +13,8 @@ from toma_fx.errors import CannotRewrite
 
 @layout_rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(node: fx.Node, flow: Flow) -> Step:
-    operands: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape(node))  # type: ignore[operator]
+    operands: list[fx.Node] = list(node.args[0])
+    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape(node))
     layouts = [flow.layout(operand) for operand in operands]
     axes = {layout.axis for layout in layouts if layout is not None}
     if axes == {dim}:
@@ -43,8 +43,8 @@ def _beside(node: fx.Node, operand: fx.Node, layout: TokenLayout, flow: Flow) ->
 
 @layout_rule(aten.stack.default)
 def stack(node: fx.Node, flow: Flow) -> Step:
-    operands: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(shape(node))  # type: ignore[operator]
+    operands: list[fx.Node] = list(node.args[0])
+    dim = (node.args[1] if len(node.args) > 1 else 0) % len(shape(node))
     layout = agreed(node, [flow.layout(operand) for operand in operands])
     replaced = [_beside(node, operand, layout, flow) for operand in operands]
     batch = layout.batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from toma_fx.passes.graphs import aten, is_tensor, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Step, TokenLayout
@@ -21,7 +23,7 @@ def pointwise(node: fx.Node, flow: Flow) -> Step:
     args = list(node.args)
     for index, arg in enumerate(node.args):
         if is_tensor(arg) and flow.layout(arg) is None and layout.is_merged:
-            replaced = _partner(node, arg, layout, rank, flow)  # type: ignore[arg-type]
+            replaced = _partner(node, arg, layout, rank, flow)
             if replaced is None:
                 return Step(exit=_merged_operand(node, flow))
             args[index] = replaced
@@ -38,7 +40,7 @@ def _aligned(node: fx.Node, arg: object, rank: int, flow: Flow) -> TokenLayout |
     layout = flow.layout(arg)
     if layout is None:
         return None
-    shift = rank - len(shape(arg))  # type: ignore[arg-type]
+    shift = rank - len(shape(arg))
     return layout.moved(layout.axis + shift, None if layout.batch is None else layout.batch + shift)
 
 
@@ -121,7 +123,7 @@ def along_one_axis(node: fx.Node, flow: Flow) -> Step:
     """Passes if the operation runs along another axis than the tokens'."""
     layout = flow.layout(node.args[0])
     dim = node.args[1] if len(node.args) > 1 else -1
-    if layout is None or dim % len(shape(node)) == layout.axis:  # type: ignore[operator]
+    if layout is None or dim % len(shape(node)) == layout.axis:
         raise CannotRewrite(f"{op_name(node)} runs along the tokens", node)
     return Step(layout, node.args)
 
@@ -142,7 +144,7 @@ def reduction(node: fx.Node, flow: Flow) -> Step:
     layout = flow.layout(source)
     arguments = _by_name(node)
     dims = arguments.get("dim")
-    rank = len(shape(source))  # type: ignore[arg-type]
+    rank = len(shape(source))
     reduced = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
     if layout is None or layout.axis in reduced or layout.batch in reduced:
         raise CannotRewrite(f"{op_name(node)} reduces over the tokens", node)
@@ -154,6 +156,6 @@ def reduction(node: fx.Node, flow: Flow) -> Step:
     return Step(layout.moved(layout.axis - sum(d < layout.axis for d in reduced), batch), node.args)
 
 
-def _by_name(node: fx.Node) -> dict[str, object]:
+def _by_name(node: fx.Node) -> dict[str, Any]:
     names = [argument.name for argument in getattr(node.target, "_schema").arguments]  # noqa: B009
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}

@@ -19,7 +19,7 @@ def _input(node: fx.Node, flow: Flow) -> tuple[TokenLayout, tuple[int, ...]]:
     layout = flow.layout(node.args[0])
     if layout is None:
         raise CannotRewrite(f"{op_name(node)} takes merged tokens as a pattern only", node)
-    return layout, shape(node.args[0])  # type: ignore[arg-type]
+    return layout, shape(node.args[0])
 
 
 def follow(source: Sequence[int], result: Sequence[int], axis: int) -> int | None:
@@ -36,7 +36,7 @@ def follow(source: Sequence[int], result: Sequence[int], axis: int) -> int | Non
 def reshape(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)
     moved = _refold(node, layout, before)
-    sizes = list(node.args[1])  # type: ignore[arg-type]
+    sizes = list(node.args[1])
     if sizes[moved.axis] != -1:
         sizes[moved.axis] = TokenCount(layout.segments)
     return Step(moved, (node.args[0], sizes))
@@ -68,14 +68,14 @@ def _renamed(node: fx.Node, flow: Flow, origin: Sequence[int]) -> Step:
 @layout_rule(aten.permute.default)
 def permute(node: fx.Node, flow: Flow) -> Step:
     rank = len(shape(node))
-    return _renamed(node, flow, [dim % rank for dim in node.args[1]])  # type: ignore[union-attr]
+    return _renamed(node, flow, [dim % rank for dim in node.args[1]])
 
 
 @layout_rule(aten.transpose.int, aten.swapaxes.default)
 def transpose(node: fx.Node, flow: Flow) -> Step:
     rank = len(shape(node))
     origin = list(range(rank))
-    a, b = (dim % rank for dim in node.args[1:3])  # type: ignore[operator]
+    a, b = (dim % rank for dim in node.args[1:3])
     origin[a], origin[b] = origin[b], origin[a]
     return _renamed(node, flow, origin)
 
@@ -83,7 +83,7 @@ def transpose(node: fx.Node, flow: Flow) -> Step:
 @layout_rule(aten.unsqueeze.default)
 def unsqueeze(node: fx.Node, flow: Flow) -> Step:
     layout, _ = _input(node, flow)
-    dim = node.args[1] % len(shape(node))  # type: ignore[operator]
+    dim = node.args[1] % len(shape(node))
     return Step(_shifted(layout, dim, 1), node.args)
 
 
@@ -93,7 +93,7 @@ def squeeze(node: fx.Node, flow: Flow) -> Step:
     given = node.args[1]
     dims = sorted(
         {d % len(before) for d in ([given] if isinstance(given, int) else given)}, reverse=True
-    )  # type: ignore[union-attr]
+    )
     for dim in dims:
         if before[dim] == 1:
             layout = _dropped(node, layout, dim)
@@ -119,7 +119,7 @@ def expand(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)
     grown = len(shape(node)) - len(before)
     moved = _shifted(layout, 0, grown)
-    sizes = list(node.args[1])  # type: ignore[arg-type]
+    sizes = list(node.args[1])
     if sizes[moved.axis] != -1:
         sizes[moved.axis] = TokenCount(layout.segments)
     return Step(moved, (node.args[0], sizes))
@@ -128,7 +128,7 @@ def expand(node: fx.Node, flow: Flow) -> Step:
 @layout_rule(aten.expand_as.default)
 def expand_as(node: fx.Node, flow: Flow) -> Step:
     source, pattern = node.args
-    shift = len(shape(node)) - len(shape(source))  # type: ignore[arg-type]
+    shift = len(shape(node)) - len(shape(source))
     layout = flow.layout(source)
     if layout is None or flow.layout(pattern) is None:
         raise CannotRewrite(f"{op_name(node)} expands to another length", node)
@@ -139,7 +139,7 @@ def expand_as(node: fx.Node, flow: Flow) -> Step:
 def repeat_interleave(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)
     dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
-    if dim is None or dim % len(before) in (layout.axis, layout.batch):  # type: ignore[operator]
+    if dim is None or dim % len(before) in (layout.axis, layout.batch):
         raise CannotRewrite(f"{op_name(node)} repeats tokens", node)
     return Step(layout, node.args)
 
@@ -147,7 +147,7 @@ def repeat_interleave(node: fx.Node, flow: Flow) -> Step:
 @layout_rule(aten.select.int)
 def select(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)
-    return Step(_dropped(node, layout, node.args[1] % len(before)), node.args)  # type: ignore[operator]
+    return Step(_dropped(node, layout, node.args[1] % len(before)), node.args)
 
 
 @layout_rule(aten.slice.Tensor)
@@ -155,7 +155,7 @@ def slice_(node: fx.Node, flow: Flow) -> Step:
     """Slices of the token axis must cut at segment borders."""
     layout, before = _input(node, flow)
     defaults: tuple[Any, ...] = (0, None, None, 1)
-    dim, start, stop, step = (*node.args[1:], *defaults[len(node.args) - 1 :])
+    dim, start, stop, step = list(node.args[1:]) + list(defaults[len(node.args) - 1 :])
     dim = dim % len(before)
     first, last, _ = slice(start, stop).indices(before[dim])
     if dim != layout.axis:
@@ -180,7 +180,7 @@ def _piece(layout: TokenLayout, segments: tuple[Any, ...]) -> TokenLayout | None
 def split(node: fx.Node, flow: Flow) -> Step:
     """Splits of the token axis must cut at segment borders; the sizes become token counts."""
     layout, before = _input(node, flow)
-    dim = (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % len(before)  # type: ignore[operator]
+    dim = (node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)) % len(before)
     count = len(node.meta["val"])
     if dim != layout.axis:
         if dim == layout.batch and count > 1:
@@ -201,5 +201,5 @@ def split(node: fx.Node, flow: Flow) -> Step:
 @layout_rule(aten.unbind.int)
 def unbind(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(before)  # type: ignore[operator]
+    dim = (node.args[1] if len(node.args) > 1 else 0) % len(before)
     return Step((_dropped(node, layout, dim),) * len(node.meta["val"]), node.args)

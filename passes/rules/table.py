@@ -78,4 +78,4 @@ def supported_operations() -> list[str]:
 
 def _getitem(node: fx.Node, flow: Flow) -> Step:
     source, index = node.args
-    return Step(flow.results(source)[index])  # type: ignore[arg-type, index]
+    return Step(flow.results(source)[index])
