@@ -23,6 +23,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from toma_fx.errors import CannotRewrite
 
@@ -41,18 +42,29 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
     mode = detect_fake_mode(example_inputs) or FakeTensorMode(allow_non_fake_inputs=True)
     static = [_static(value, mode) for value in example_inputs]
     try:
-        with traceback.preserve_node_meta(), torch.no_grad():
-            traced = make_fx(
-                fx.Interpreter(gm).run,
-                pre_dispatch=True,
-                tracing_mode="fake",
-                _allow_non_fake_inputs=True,
-            )(*static)
-    except Exception as error:
-        raise CannotRewrite(f"tracing to ATen failed: {type(error).__name__}: {error}") from error
+        traced = _trace(fx.Interpreter(gm), static)
+    except GuardOnDataDependentSymNode:
+        # Only then: a number that changes at every call would compile anew at every call.
+        traced = _trace(_Specialised(gm), static)
     _drop_no_ops(traced)
     keep_metadata(gm, traced)
     return traced
+
+
+def _trace(interpreter: fx.Interpreter, inputs: Sequence[Any]) -> fx.GraphModule:
+    try:
+        with traceback.preserve_node_meta(), torch.no_grad():
+            return make_fx(
+                interpreter.run,
+                pre_dispatch=True,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*inputs)
+    except GuardOnDataDependentSymNode:
+        raise
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise CannotRewrite(f"tracing to ATen failed: {type(error).__name__}: {first}") from error
 
 
 def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
@@ -74,6 +86,21 @@ def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
             new.meta["val"] = value
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
+
+
+class _Specialised(fx.Interpreter):
+    """Runs a graph with the numbers that Dynamo saw, where it left them symbolic.
+
+    Under `dynamic=True` Python floats (an epsilon, a dropout rate) arrive as tensors of which the
+    graph takes the `item()`. Reading the number adds a guard on it.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_method" and n.target == "item":
+            value = n.meta.get("example_value")
+            if isinstance(value, torch.SymFloat):
+                return float(value)
+        return super().run_node(n)
 
 
 def _static(value: Any, mode: FakeTensorMode) -> Any:
