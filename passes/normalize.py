@@ -20,12 +20,19 @@ from toma_fx.passes.graphs import aten
 from torch import fx
 from torch._dynamo.source import AttrSource, LocalSource
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from toma_fx.errors import CannotRewrite
+
+# What tracing raises where an operation needs a number that is still symbolic.
+_SYMBOLIC = (GuardOnDataDependentSymNode, DataDependentOutputException)
 
 
 def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
@@ -43,9 +50,12 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
     static = [_static(value, mode) for value in example_inputs]
     try:
         traced = _trace(fx.Interpreter(gm), static)
-    except GuardOnDataDependentSymNode:
+    except _SYMBOLIC:
         # Only then: a number that changes at every call would compile anew at every call.
-        traced = _trace(_Specialised(gm), static)
+        try:
+            traced = _trace(_Specialised(gm), static)
+        except _SYMBOLIC as error:
+            raise CannotRewrite(f"data-dependent control flow: {type(error).__name__}") from error
     _drop_no_ops(traced)
     keep_metadata(gm, traced)
     return traced
@@ -60,7 +70,7 @@ def _trace(interpreter: fx.Interpreter, inputs: Sequence[Any]) -> fx.GraphModule
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*inputs)
-    except GuardOnDataDependentSymNode:
+    except _SYMBOLIC:
         raise
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
