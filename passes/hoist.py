@@ -17,21 +17,20 @@ Precondition: `plan` has run. Windows with pads are left alone: their slots are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
 
 from toma_fx.passes.analysis import Analysis
-from toma_fx.passes.graphs import op_name, shape
+from toma_fx.passes.graphs import shape
 from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.propagate import StepFlow
 from toma_fx.passes.region import Group, Region
-from toma_fx.passes.rules import find_rule
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
 
 
-@dataclass
-class Stage:
-    """A residual stream in window order; the `Flow` that rules ask about it.
+class Stage(StepFlow):
+    """A residual stream in window order.
 
     Attributes:
         group: whose order it is.
@@ -40,28 +39,12 @@ class Stage:
         layouts: the permuted nodes: `start`, those of `steps`, and exits of regions.
     """
 
-    analysis: Analysis
-    group: Group
-    start: fx.Node
-    steps: dict[fx.Node, Step] = field(default_factory=dict)
-    layouts: dict[fx.Node, TokenLayout] = field(default_factory=dict)
-
-    def layout(self, node: object) -> TokenLayout | None:
-        return self.layouts.get(node) if isinstance(node, fx.Node) else None
-
-    def results(self, node: fx.Node) -> tuple[TokenLayout | None, ...]:
-        step = self.steps.get(node)
-        if step is None or not isinstance(step.layout, tuple):
-            raise CannotRewrite(f"{op_name(node)} has no results with tokens", node)
-        return step.layout
-
-    def is_table(self, node: fx.Node, *, constant: bool) -> bool:
-        inputs = self.analysis.inputs
-        return inputs.constant(node) if constant else inputs.is_table(node)
-
-    def is_residual(self, node: fx.Node, axis: int) -> bool:
-        """No addition ends a stage: beside an operand in natural order the rule refuses."""
-        return False
+    def __init__(
+        self, analysis: Analysis, group: Group, start: fx.Node, layout: TokenLayout
+    ) -> None:
+        super().__init__(analysis, {start: layout})
+        self.group = group
+        self.start = start
 
 
 def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
@@ -85,7 +68,7 @@ def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
         return None
     if len(shape(start)) != 3 or shape(start)[1] != layout.length:
         return None
-    stage = Stage(analysis, first, start, layouts={start: layout})
+    stage = Stage(analysis, first, start, layout)
     owner = {node: region for region in regions for node in region.steps}
     for node in list(analysis.graph.nodes)[analysis.position[start] + 1 :]:
         if node in owner:
@@ -107,15 +90,9 @@ def _pass_exit(stage: Stage, node: fx.Node, step: Step) -> None:
 
 def _carry(stage: Stage, node: fx.Node) -> None:
     """Let a node run in window order if its rule allows; else its readers get natural order."""
-    try:
-        step = find_rule(node)(node, stage)
-    except CannotRewrite:
-        return
-    if step.layout is None:
-        return
-    stage.steps[node] = step
-    if isinstance(step.layout, TokenLayout):
-        stage.layouts[node] = step.layout
+    with suppress(CannotRewrite):
+        if stage.advance(node).layout is None:
+            del stage.steps[node]
 
 
 def _residual(region: Region) -> fx.Node:

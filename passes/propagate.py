@@ -12,62 +12,33 @@ from torch import fx
 
 from toma_fx.errors import CannotRewrite
 
-Residual = Callable[[fx.Node, int], bool]
 
-
-class Propagation:
+class StepFlow:
     """The `Flow` that rules ask, and the steps that they answered.
 
     Args:
         analysis: facts of the graph.
         start: layouts of the nodes where the flow begins.
-        residual: whether a full-length operand, by an axis, is the stream to return to.
     """
 
-    def __init__(
-        self, analysis: Analysis, start: dict[fx.Node, TokenLayout], residual: Residual
-    ) -> None:
+    def __init__(self, analysis: Analysis, start: dict[fx.Node, TokenLayout]) -> None:
         self.steps: dict[fx.Node, Step] = {}
+        self.layouts = dict(start)
         self._analysis = analysis
-        self._start = start
-        self._residual = residual
 
-    def run(
-        self,
-        readers: Iterable[fx.Node],
-        refused: Callable[[fx.Node, CannotRewrite], None] | None = None,
-    ) -> None:
-        """Follow the readers in graph order until every layout has reached an end.
-
-        Args:
-            readers: the first nodes that read the start.
-            refused: called where a rule refuses; the flow ends there.
+    def advance(self, node: fx.Node) -> Step:
+        """Apply the node's rule and keep its answer.
 
         Raises:
-            CannotRewrite: a rule refuses and there is no `refused`.
+            CannotRewrite: there is no rule, or it refuses.
         """
-        position = self._analysis.position
-        waiting = set(readers)
-        while waiting:
-            node = min(waiting, key=position.__getitem__)
-            waiting.remove(node)
-            try:
-                step = find_rule(node)(node, self)
-            except CannotRewrite as refusal:
-                if refused is None:
-                    raise
-                refused(node, refusal)
-                continue
-            self.steps[node] = step
-            if step.exit is None and step.layout is not None:
-                waiting.update(node.users)
+        step = self.steps[node] = find_rule(node)(node, self)
+        if isinstance(step.layout, TokenLayout):
+            self.layouts[node] = step.layout
+        return step
 
     def layout(self, node: object) -> TokenLayout | None:
-        if node in self._start:
-            return self._start[node]
-        step = self.steps.get(node) if isinstance(node, fx.Node) else None
-        layout = step.layout if step is not None else None
-        return layout if isinstance(layout, TokenLayout) else None
+        return self.layouts.get(node) if isinstance(node, fx.Node) else None
 
     def results(self, node: fx.Node) -> tuple[TokenLayout | None, ...]:
         step = self.steps.get(node)
@@ -78,6 +49,43 @@ class Propagation:
     def is_table(self, node: fx.Node, *, constant: bool) -> bool:
         inputs = self._analysis.inputs
         return inputs.constant(node) if constant else inputs.is_table(node)
+
+    def is_residual(self, node: fx.Node, axis: int) -> bool:
+        return False
+
+
+class Propagation(StepFlow):
+    """A flow that follows every reader to its end.
+
+    Args:
+        analysis: facts of the graph.
+        start: layouts of the nodes where the flow begins.
+        residual: whether a full-length operand, by an axis, is the stream to return to.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        start: dict[fx.Node, TokenLayout],
+        residual: Callable[[fx.Node, int], bool],
+    ) -> None:
+        super().__init__(analysis, start)
+        self._residual = residual
+
+    def run(self, readers: Iterable[fx.Node]) -> None:
+        """Follow the readers in graph order until every layout has reached an end.
+
+        Raises:
+            CannotRewrite: a reader has no rule, or its rule refuses.
+        """
+        position = self._analysis.position
+        waiting = set(readers)
+        while waiting:
+            node = min(waiting, key=position.__getitem__)
+            waiting.remove(node)
+            step = self.advance(node)
+            if step.exit is None and step.layout is not None:
+                waiting.update(node.users)
 
     def is_residual(self, node: fx.Node, axis: int) -> bool:
         return self._residual(node, axis)
