@@ -1,0 +1,113 @@
+"""`python -m toma_fx.demo`: merged and plain pipelines side by side, and a photograph."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch._dynamo.exc import TorchDynamoException
+
+from toma_fx.config import TomaConfig
+from toma_fx.demo.errors import DemoError, in_one_line, require, require_compiler
+from toma_fx.errors import TomaError
+
+_PARTS = ("sdxl", "flux", "photograph")
+_RATIOS = (0.25, 0.5, 0.75)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration; returns the exit status. Errors are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        run(options)
+    except (DemoError, TomaError, TorchDynamoException, OSError) as error:
+        print(f"toma_fx.demo: {in_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every part that was asked for, in order."""
+    console, start = Console(width=120, highlight=False), time.perf_counter()
+    _stay_offline()
+    TomaConfig(ratio=options.ratio)  # raises before anything is compiled
+    for part in options.only or _PARTS:
+        if part == "photograph":
+            show_photograph(options.out, console)
+        else:
+            show_pipeline(part, options, console)
+    console.print(f"done in {time.perf_counter() - start:.0f} s")
+
+
+def show_pipeline(part: str, options: argparse.Namespace, console: Console) -> None:
+    """One pipeline, with `torch.compile` and with merged tokens."""
+    require_compiler()
+    from toma_fx.demo import comparison, pipelines
+
+    build = {"sdxl": pipelines.stable_diffusion_xl, "flux": pipelines.flux}[part]
+    job = build(seed=options.seed)
+    console.rule(f"{job.name}: diffusers' {type(job.pipeline).__name__}", align="left")
+    console.print(f"{job.detail}; ratio {options.ratio:g}, {options.steps} steps a run")
+    console.print("compiling the denoiser, plain and merged; most of the time goes here …")
+    settings = {"ratio": options.ratio}
+    comparison.show(comparison.compare(job, settings, options.steps, options.rounds), console)
+
+
+def show_photograph(folder: Path, console: Console) -> None:
+    """The photograph at each ratio, as a table and as pictures."""
+    require("skimage", "PIL")
+    from toma_fx.demo.photograph import cut_patches, photograph, restore
+    from toma_fx.demo.pictures import write_pictures
+
+    console.rule("A photograph, merged and restored", align="left")
+    patches = cut_patches(photograph())
+    restored = [restore(patches, ratio) for ratio in _RATIOS]
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("removed", "tokens", "restored", "restored from random destinations"):
+        table.add_column(name, justify="right")
+    for one in restored:
+        tokens = f"{one.chosen.numel()} → {one.kept}"
+        qualities = f"{one.quality:.1f} dB", f"{one.random_quality:.1f} dB"
+        table.add_row(f"{one.ratio:.0%}", tokens, *qualities)
+    console.print(table)
+    for file in write_pictures(patches, restored, folder):
+        console.print(f"wrote {file}")
+    console.print()
+
+
+def _stay_offline() -> None:
+    """Before diffusers and transformers are imported: no hub, no remarks on optional packages."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m toma_fx.demo", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("out"), help="folder of the pictures (default: out)")
+    add("--steps", type=_positive, default=6, help="denoising steps a run (default: 6)")
+    add("--ratio", type=float, default=0.5, help="share of tokens removed (default: 0.5)")
+    add("--rounds", type=_positive, default=3, help="timed runs of each model (default: 3)")
+    add("--seed", type=int, default=0, help="of weights, prompt and noise (default: 0)")
+    add("--only", nargs="+", choices=_PARTS, help="parts to run (default: all)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
