@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toma_fx.passes.graphs import writes
 from toma_fx.passes.inputs import Inputs
 from toma_fx.passes.streams import Streams
 from torch import fx
@@ -14,6 +15,7 @@ class Analysis:
         graph: the normalised graph; the facts hold while it is not edited.
         inputs: what each node depends on.
         streams: where token axes begin.
+        writes: the nodes that change a tensor in place.
         position: each node's place in the graph.
     """
 
@@ -21,4 +23,5 @@ class Analysis:
         self.graph = gm.graph
         self.inputs = Inputs(gm.graph)
         self.streams = Streams(gm.graph, self.inputs)
+        self.writes = [node for node in gm.graph.nodes if writes(node)]
         self.position = {node: index for index, node in enumerate(gm.graph.nodes)}

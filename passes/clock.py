@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def _timestep(
             return named[0], ""
         known = ", ".join(input_name(p) for p in varying)
         return None, f"timestep_input={wanted!r} is no input ({known}): every call selects anew"
-    found = [p for p in varying if _is_clock(p, inputs)]
+    found = [p for p in varying if _is_clock(p, inputs) and "guidance" not in input_name(p)]
     if len(found) > 1:
         found = [p for p in found if "time" in input_name(p) or input_name(p) == "t"]
     if len(found) == 1:
@@ -116,7 +117,8 @@ class Clock:
         grid = (
             emit.inline(_flat, *(copies[p] for p in self._positions)) if self._positions else None
         )
-        size = 1 + sum(shape(part)[0] for part in (latents, extra, grid) if part is not None)
+        times = math.prod(shape(self._found.timestep))
+        size = times + sum(shape(part)[0] for part in (latents, extra, grid) if part is not None)
         memory = emit.buffer("toma_guard_memory", lambda: torch.zeros(size, device=self._device))
         tally = emit.buffer("toma_guard_tally", lambda: cold_tally(self._device))
         timestep = self._here(emit, copies[self._found.timestep])

@@ -17,7 +17,7 @@ import math
 import torch
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.anchors import find_entries
-from toma_fx.passes.graphs import ATTENTIONS, common_module, is_tensor, shape
+from toma_fx.passes.graphs import ATTENTIONS, common_module, is_tensor, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Segment, TokenLayout, tables
 from toma_fx.passes.propagate import Propagation
 from toma_fx.passes.region import Positions, Region
@@ -59,15 +59,17 @@ def find(analysis: Analysis, grid: tuple[int, ...] | str | None = None) -> list[
 class _Pictures:
     """Tells the picture's tokens, which are merged, from text.
 
-    A picture is a stream that folds two or three sides, else the one whose token axis reaches
-    the output. Where several do, `grid` names it by its size.
+    A picture is a stream that folds two or three sides and unfolds them again or reaches the
+    output, else the one whose token axis reaches the output. Where several do, `grid` names it
+    by its size.
     """
 
     def __init__(
         self, candidates: list[Stream], streams: Streams, grid: tuple[int, ...] | str | None
     ) -> None:
         origins = {origin.key: origin for stream in candidates for origin in stream}
-        folded = {key for key, origin in origins.items() if origin.grid is not None}
+        pictures = streams.unfolded | streams.reaching
+        folded = {key for key, origin in origins.items() if origin.grid and key in pictures}
         reaching = {key: origins[key] for key in origins if key in streams.reaching}
         self._keys = folded or set(reaching)
         self._rivals: list[int] = []
@@ -117,11 +119,21 @@ def _prove(region: Region, analysis: Analysis) -> None:
     exits = _Exits(flow)
     flow.run(region.seeds)
     region.steps = flow.steps
+    _no_writes_between(region, analysis)
     if not exits.nodes():
         raise CannotRewrite("the result never returns to the residual stream", region.entry)
     region.block_path, region.block_class = common_module(exits.nodes())
     region.positions = _positions(region, analysis)
     _one_device(region)
+
+
+def _no_writes_between(region: Region, analysis: Analysis) -> None:
+    """A write between the entry and the region's end may go through a view of what was merged."""
+    position = analysis.position
+    last = max((position[node] for node in region.steps), default=0)
+    for node in analysis.writes:
+        if position[region.entry] < position[node] < last:
+            raise CannotRewrite(f"{op_name(node)} writes in place inside the region", node)
 
 
 class _Exits:

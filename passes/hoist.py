@@ -49,6 +49,8 @@ class Stage(StepFlow):
 
 def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
     """One stage for every planned stream whose order is a permutation."""
+    if analysis.writes:  # a write would reach one of two copies, in natural and in window order
+        return []
     streams: dict[object, list[Group]] = {}
     for group in groups:
         origin = group.regions[0].origin

@@ -22,6 +22,7 @@ _LEARNED = (
     aten.rms_norm.default,
     aten.group_norm.default,
     aten.embedding.default,
+    aten.einsum.default,
     aten.matmul.default,
     aten.mm.default,
     aten.bmm.default,
@@ -46,10 +47,13 @@ class Inputs:
             for source in node.all_input_nodes:
                 mask |= self._mask[source]
             self._mask[node] = mask
+            learned = mask and node.target in _LEARNED
             downstream = any(source in self._learned for source in node.all_input_nodes)
-            if mask and node.target in _LEARNED and not downstream:
+            if learned and not downstream:
                 self.features |= self._operands(node)
-            if mask and (downstream or node.target in _LEARNED):
+            # Random numbers are no table either, though they depend on no input.
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if learned or downstream or random:
                 self._learned.add(node)
 
     def _operands(self, node: fx.Node) -> int:
@@ -75,7 +79,7 @@ class Inputs:
 
     def constant(self, node: fx.Node) -> bool:
         """Whether a node depends on parameters and constants alone."""
-        return self._mask[node] == 0
+        return self._mask[node] == 0 and node not in self._learned
 
     def is_table(self, node: fx.Node) -> bool:
         """Whether a node depends on no activation: constants and position inputs alone."""

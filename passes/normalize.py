@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from toma_fx.passes.graphs import aten
+from toma_fx.passes.graphs import aten, writes
 from torch import fx
 from torch._dynamo.source import AttrSource, LocalSource
 from torch._guards import detect_fake_mode
@@ -56,6 +56,8 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
             traced = _trace(_Specialised(gm), static)
         except _SYMBOLIC as error:
             raise CannotRewrite(f"data-dependent control flow: {type(error).__name__}") from error
+    if any(node.target is torch.amp.autocast_mode._enter_autocast for node in traced.graph.nodes):
+        raise CannotRewrite("autocast inside the model: wrap the call in it, or cast the model")
     _drop_no_ops(traced)
     keep_metadata(gm, traced)
     return traced
@@ -130,14 +132,15 @@ def _static(value: Any, mode: FakeTensorMode) -> Any:
 
 def _drop_no_ops(gm: fx.GraphModule) -> None:
     """Remove nodes that return their input: casts to the same dtype, dropout in eval, `x / 1`."""
+    writing = any(writes(node) for node in gm.graph.nodes)
     for node in gm.graph.nodes:
-        if node.op == "call_function" and _returns_its_input(node):
+        if node.op == "call_function" and _returns_its_input(node, writing):
             node.replace_all_uses_with(node.args[0])
     gm.graph.eliminate_dead_code()
     gm.recompile()
 
 
-def _returns_its_input(node: fx.Node) -> bool:
+def _returns_its_input(node: fx.Node, writing: bool) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
     result, source = node.meta.get("val"), node.args[0].meta.get("val")
@@ -146,16 +149,12 @@ def _returns_its_input(node: fx.Node) -> bool:
     same = result.dtype == source.dtype and result.device == source.device
     if node.target in (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default):
         copies = node.kwargs.get("copy") or (len(node.args) > 3 and node.args[3])
-        return same and not copies and "memory_format" not in node.kwargs
+        formatted = "memory_format" in node.kwargs or len(node.args) > 4
+        return same and not copies and not formatted
     if node.target in (aten.dropout.default, aten.feature_dropout.default):
         return len(node.args) > 2 and (node.args[1] == 0 or node.args[2] is False)
     if node.target in (aten.div.Tensor, aten.mul.Tensor):
         one = not isinstance(node.args[1], fx.Node) and node.args[1] == 1
-        return same and one and not any(_sees_identity(user) for user in node.users)
+        # The copy matters where it is returned, or where anything is written to in place.
+        return same and one and not writing and all(user.op != "output" for user in node.users)
     return False
-
-
-def _sees_identity(user: fx.Node) -> bool:
-    """Whether a user can tell a copy from the original: it returns it or writes into it."""
-    schema = getattr(user.target, "_schema", None)
-    return user.op == "output" or (schema is not None and schema.is_mutable)

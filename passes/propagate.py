@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from toma_fx.passes.analysis import Analysis
-from toma_fx.passes.graphs import op_name
+from toma_fx.passes.graphs import op_name, shape
 from toma_fx.passes.layout import Step, TokenLayout
 from toma_fx.passes.rules import find_rule
 from torch import fx
@@ -71,6 +71,7 @@ class Propagation(StepFlow):
     ) -> None:
         super().__init__(analysis, start)
         self._residual = residual
+        self._items = max(shape(node)[0] for node in start)
 
     def run(self, readers: Iterable[fx.Node]) -> None:
         """Follow the readers in graph order until every layout has reached an end.
@@ -84,8 +85,15 @@ class Propagation(StepFlow):
             node = min(waiting, key=position.__getitem__)
             waiting.remove(node)
             step = self.advance(node)
+            self._keep_items_apart(node, step)
             if step.exit is None and step.layout is not None:
                 waiting.update(node.users)
 
     def is_residual(self, node: fx.Node, axis: int) -> bool:
         return self._residual(node, axis)
+
+    def _keep_items_apart(self, node: fx.Node, step: Step) -> None:
+        """Every item has its own destinations, so its axis must stay known to the exit."""
+        found = step.layout if isinstance(step.layout, tuple) else (step.layout,)
+        if self._items > 1 and any(layout is not None and layout.batch is None for layout in found):
+            raise CannotRewrite(f"{op_name(node)} folds the batch into another axis", node)

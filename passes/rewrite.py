@@ -104,13 +104,25 @@ class _Rewriter:
             elif node in self._stage and node not in self._starts:
                 self._in_order(node, self._stage[node])
             else:
-                self._natural[node] = self._graph.node_copy(node, self._full)
+                self._natural[node] = self._copied(node)
                 if node in self._starts:
                     self._ordered[node] = self._permuted(node, self._starts[node], back=False)
         self._graph.eliminate_dead_code()
         self._result.recompile()
         keep_metadata(self._gm, self._result)
         return self._result
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """A node outside of regions; evaluated again where an operand's strides have changed."""
+        sources = node.all_input_nodes if node.op == "call_function" else []
+        if all(_strides(self._full(source)) == _strides(source) for source in sources):
+            return self._graph.node_copy(node, self._full)
+        args = map_leaves(node.args, lambda arg: self._full(arg) if _is_node(arg) else arg)
+        kwargs = map_leaves(dict(node.kwargs), lambda a: self._full(a) if _is_node(a) else a)
+        try:
+            return self._emit.call(node.target, args, kwargs, like=node)
+        except Exception as error:
+            raise CannotRewrite(f"needs the strides of the plain model: {error}", node) from error
 
     def _full(self, node: fx.Node) -> fx.Node:
         """A node at full length in natural order; put back into it once, where first needed."""
@@ -280,6 +292,15 @@ def _check(old: fx.Node, new: fx.Node, layout: Any, length: Callable[[Segment], 
         expected[layout.axis] = sum(length(segment) for segment in layout.segments)
     if tuple(expected) != shape(new):
         raise CannotRewrite(f"merged shape is {shape(new)}, the layout says {tuple(expected)}", old)
+
+
+def _is_node(item: object) -> bool:
+    return isinstance(item, fx.Node)
+
+
+def _strides(node: fx.Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    return tuple(value.stride()) if isinstance(value, torch.Tensor) else ()
 
 
 def _facts(node: fx.Node) -> tuple[Any, ...]:

@@ -35,6 +35,9 @@ _FOLDS = (
 )
 
 
+_UNFOLDS = (*_FOLDS, aten.unflatten.int)
+
+
 class Streams:
     """Answers, with memory, where token axes of one graph begin."""
 
@@ -43,6 +46,8 @@ class Streams:
         self._known: dict[tuple[fx.Node, int], Stream] = {}
         # Keys of the origins whose token axis the output still has.
         self.reaching = self._reaching(graph)
+        # Keys of the origins whose token axis is unfolded into sides again, as pictures are.
+        self.unfolded = self._unfolding(graph)
 
     def of(self, node: fx.Node, axis: int) -> Stream:
         """The origins of an axis, in the order of its tokens."""
@@ -93,6 +98,16 @@ class Streams:
             for axis, size in enumerate(shape(result)[1:], 1):
                 if size > 1:
                     found |= {origin.key for origin in self.of(*self._unfolded(result, axis))}
+        return found
+
+    def _unfolding(self, graph: fx.Graph) -> set[tuple[str, int, int]]:
+        found: set[tuple[str, int, int]] = set()
+        for node in graph.nodes:
+            if node.target in _UNFOLDS:
+                source = node.args[0]
+                for axis in range(1, len(shape(source))):
+                    if any(_before_unfold(node, side) == (source, axis) for side in _sides(node)):
+                        found |= {origin.key for origin in self.of(source, axis)}
         return found
 
     def _unfolded(self, node: fx.Node, axis: int) -> tuple[fx.Node, int]:
@@ -202,7 +217,7 @@ def _folded(node: fx.Node, axis: int) -> tuple[int, ...] | None:
 
 def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
     """The longer axis of which a reshape makes `axis` one side."""
-    if node.target not in _FOLDS:
+    if node.target not in _UNFOLDS:
         return None
     source: fx.Node = node.args[0]
     after = shape(node)
@@ -212,3 +227,7 @@ def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
             return source, index
         product *= size
     return None
+
+
+def _sides(node: fx.Node) -> range:
+    return range(1, len(shape(node)))

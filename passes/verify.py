@@ -23,10 +23,16 @@ def verify(before: fx.GraphModule, after: fx.GraphModule) -> None:
     Raises:
         CannotRewrite: something differs; the whole graph then stays as it was.
     """
-    after.graph.lint()
+    try:
+        after.graph.lint()
+    except (RuntimeError, ValueError) as error:
+        raise CannotRewrite(f"the rewritten graph is not well-formed: {error}") from error
     if _inputs(before) != _inputs(after):
         raise CannotRewrite("the rewritten graph has other inputs")
-    for old, new in zip(_outputs(before), _outputs(after), strict=True):
+    given, found = _outputs(before), _outputs(after)
+    if len(given) != len(found):
+        raise CannotRewrite(f"the rewritten graph has {len(found)} outputs, not {len(given)}")
+    for old, new in zip(given, found, strict=True):
         if _facts(old) != _facts(new):
             raise CannotRewrite(f"an output became {_facts(new)}, not {_facts(old)}")
     for node in after.graph.nodes:
@@ -48,4 +54,6 @@ def _facts(item: Any) -> tuple[Any, ...]:
     value = item.meta.get("val") if isinstance(item, fx.Node) else item
     if not isinstance(value, torch.Tensor):
         return (value,)
-    return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
+    # The stride of an axis with a single element means nothing.
+    strides = [s for s, size in zip(value.stride(), value.shape, strict=True) if size != 1]
+    return tuple(value.shape), strides, value.dtype, value.device

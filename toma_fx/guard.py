@@ -32,8 +32,9 @@ def fingerprint(tensors: Sequence[Tensor]) -> Tensor:
     """Up to `SAMPLES` evenly spaced elements of each tensor, as float32 `[≤ SAMPLES · count]`."""
     parts = []
     for tensor in tensors:
-        stride = max(1, tensor.numel() // SAMPLES)
-        parts.append(tensor.reshape(-1)[::stride][:SAMPLES].float())
+        count = min(tensor.numel(), SAMPLES)
+        places = torch.arange(count, device=tensor.device) * (tensor.numel() - 1)
+        parts.append(tensor.reshape(-1)[places // max(count - 1, 1)].float())
     return torch.cat(parts)
 
 
@@ -54,9 +55,9 @@ def decide(
     guidance, two calls with one timestep and the same latents, is one step. NaNs are never equal.
 
     Args:
-        memory: `[1 + L + K + G]` float32.
+        memory: `[T + L + K + G]` float32.
         tally: `[TALLY_SIZE]` int64.
-        timestep: one element or one per item, all alike.
+        timestep: `T` elements, one or one per item; all must fall for a step to advance.
         latents: `[L]` fingerprint; empty where the graph shows none: then a repeated timestep
             is always a new generation.
         conditioning: `[K]` fingerprint, or None if it is not guarded.
@@ -67,24 +68,25 @@ def decide(
     Returns:
         Phase (int32 scalar), new memory, new tally.
     """
-    now = timestep.reshape(-1)[0].float()
+    now = timestep.reshape(-1).float()
     seen = torch.cat([part for part in (latents, conditioning, grid) if part is not None])
-    last, remembered = memory[0], memory[1:]
+    last, remembered = memory[: now.numel()], memory[now.numel() :]
     sizes = [0 if part is None else part.numel() for part in (latents, conditioning, grid)]
     same = [
         (old == new).all()
         for old, new in zip(remembered.split(sizes), seen.split(sizes), strict=True)
     ]
-    repeated = (now == last) & same[0] if sizes[0] else torch.zeros_like(now == last)
+    advanced = (now < last).all()
+    stayed = (now == last).all()
+    repeated = stayed & same[0] if sizes[0] else torch.zeros_like(stayed)
     cause = [
         tally[FRESH] == COLD,
         tally[FRESH] == RESET,
         ~same[2],
         ~same[1],
-        ~((now < last) | repeated),
+        ~(advanced | repeated),
     ]
     anew = torch.stack(cause).any()
-    advanced = now < last
     step = torch.where(anew, 0, tally[STEP] + advanced)
     due = anew | (advanced & (step % select_every == 0))
     weigh = due | (advanced & (step % weigh_every == 0))
@@ -93,7 +95,7 @@ def decide(
     counted = torch.stack((anew | advanced, due, weigh, ~weigh))
     counts = tally[STEPS:] + torch.cat((counted, missed)).to(tally.dtype)
     state = torch.stack((torch.full_like(step, WARM), step))
-    return phase, torch.cat((now.reshape(1), seen)), torch.cat((state, counts))
+    return phase, torch.cat((now, seen)), torch.cat((state, counts))
 
 
 def _first(flags: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def gather_rows(table: Tensor, index: Tensor, axis: int, batch: int | None, lead
     assert batch is not None
     sizes = [1] * table.dim()
     sizes[batch], sizes[axis] = index.shape
-    return torch.take_along_dim(table, index.view(sizes), axis)
+    items_first = index if batch < axis else index.t()
+    return torch.take_along_dim(table, items_first.reshape(sizes), axis)
 
 
 def slots_from_sequence(

@@ -100,7 +100,7 @@ class Report:
             gain = f"{saved[key] / 1e9:.3g} GFLOP" if saved[key] else ""
             table.add_row(kind, length, str(channels), str(count), status, gain, reason)
         text = io.StringIO()
-        Console(file=text, width=120).print(table)
+        Console(file=text, width=120, markup=False).print(table)
         return text.getvalue() + "".join(f"note: {note}\n" for note in self.notes)
 
     def summary(self) -> str:

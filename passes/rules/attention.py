@@ -17,6 +17,8 @@ def scaled_dot_product_attention(node: fx.Node, flow: Flow) -> Step:
     for layout, arg in zip((query, key, value), node.args, strict=False):
         if layout is not None and layout.axis != len(shape(arg)) - 2:
             raise CannotRewrite("attention runs along another axis than the tokens", node)
+        if layout is not None and layout.batch:
+            raise CannotRewrite("attention pairs the items of its operands differently", node)
     if (key is None) != (value is None) or (key and value and key.segments != value.segments):
         raise CannotRewrite("keys and values carry tokens differently", node)
     names = ("attn_mask", "dropout_p", "is_causal")

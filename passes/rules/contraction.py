@@ -32,6 +32,8 @@ def _left(node: fx.Node, left: object, others: tuple[object, ...], flow: Flow) -
     rank = len(shape(left))
     if layout.axis == rank - 1:
         raise CannotRewrite(f"{op_name(node)} contracts the token axis", node)
+    if layout.batch == rank - 1:
+        raise CannotRewrite(f"{op_name(node)} contracts the batch axis", node)
     if len(shape(node)) != rank:
         raise CannotRewrite(f"{op_name(node)} broadcasts over tokens", node)
     return layout
@@ -74,8 +76,9 @@ def channel_norm(node: fx.Node, flow: Flow) -> Step:
     """Layer and RMS norms over trailing axes."""
     layout = flow.layout(node.args[0])
     normalised = len(node.args[1])
-    if layout is None or layout.axis >= len(shape(node)) - normalised:
-        raise CannotRewrite(f"{op_name(node)} normalises over the tokens", node)
+    first = len(shape(node)) - normalised
+    if layout is None or max(layout.axis, layout.batch or 0) >= first:
+        raise CannotRewrite(f"{op_name(node)} normalises over the tokens or the batch", node)
     return Step(layout, node.args)
 
 

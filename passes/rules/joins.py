@@ -20,6 +20,8 @@ def cat(node: fx.Node, flow: Flow) -> Step:
     if axes == {dim}:
         return Step(_joined(operands, layouts, dim), node.args, node.kwargs)
     layout = agreed(node, layouts)
+    if dim == layout.batch:
+        raise CannotRewrite(f"{op_name(node)} joins batches", node)
     replaced = [_beside(node, operand, layout, flow) for operand in operands]
     return Step(layout, (replaced, dim), {})
 

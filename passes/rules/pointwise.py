@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from toma_fx.passes.graphs import aten, is_tensor, op_name, shape
+from toma_fx.passes.graphs import aten, is_tensor, op_name, shape, writes
 from toma_fx.passes.layout import AtDestinations, Step, TokenLayout
 from toma_fx.passes.rules.table import Flow, layout_rule
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
 
+PRODUCTS = (aten.mul.Tensor,)
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 
 
@@ -25,15 +26,11 @@ def pointwise(node: fx.Node, flow: Flow) -> Step:
         if is_tensor(arg) and flow.layout(arg) is None and layout.is_merged:
             replaced = _partner(node, arg, layout, rank, flow)
             if replaced is None:
-                return Step(exit=_merged_operand(node, flow))
+                return Step(exit=_merged_operand(node, layout, flow))
             args[index] = replaced
-    if layout.is_merged and _writes(node):
+    if layout.is_merged and writes(node):
         raise CannotRewrite(f"{op_name(node)} writes into a merged tensor", node)
     return Step(layout, tuple(args))
-
-
-def _writes(node: fx.Node) -> bool:
-    return bool(getattr(node.target, "_schema").is_mutable)  # noqa: B009
 
 
 def _aligned(node: fx.Node, arg: object, rank: int, flow: Flow) -> TokenLayout | None:
@@ -50,8 +47,9 @@ def _partner(
     """What replaces a full-length operand beside merged tokens; None to leave the region here.
 
     It stays if it has no token axis (adaLN shift, scale, gate). The residual stream of an
-    addition is the region's exit. A position table gives its rows at the destinations. Sums take
-    constant tables only: an input that is added may as well be an activation (a control signal).
+    addition is the region's exit. A position table gives its rows at the destinations. Only in a
+    product may it come from an input (rotary embeddings): an input that is added, or chosen by,
+    may as well be an activation (a control signal).
     """
     missing = rank - len(shape(other))
     axis = layout.axis - missing
@@ -60,16 +58,19 @@ def _partner(
     addition = node.target in ADDITIONS
     if addition and shape(other) == shape(node) and flow.is_residual(other, axis):
         return None
-    if not flow.is_table(other, constant=addition):
+    if not flow.is_table(other, constant=node.target not in PRODUCTS):
         raise CannotRewrite(
             f"{op_name(node)} mixes merged tokens with a full-length activation", node
         )
     return AtDestinations(other, axis + missing, layout.batch, layout.segments, leading=missing)
 
 
-def _merged_operand(node: fx.Node, flow: Flow) -> int:
+def _merged_operand(node: fx.Node, layout: TokenLayout, flow: Flow) -> int:
+    """Which operand returns to full length; unmerging expects it as `[B, tokens, C]`."""
+    if layout.axis != 1 or layout.batch or len(shape(node)) != 3:
+        raise CannotRewrite(f"tokens return to the residual stream on axis {layout.axis}", node)
     merged = next(index for index, arg in enumerate(node.args) if flow.layout(arg) is not None)
-    if merged == 0 and _writes(node):
+    if merged == 0 and writes(node):
         raise CannotRewrite(f"{op_name(node)} writes into a merged tensor", node)
     return merged
 
@@ -123,8 +124,8 @@ def along_one_axis(node: fx.Node, flow: Flow) -> Step:
     """Passes if the operation runs along another axis than the tokens'."""
     layout = flow.layout(node.args[0])
     dim = node.args[1] if len(node.args) > 1 else -1
-    if layout is None or dim % len(shape(node)) == layout.axis:
-        raise CannotRewrite(f"{op_name(node)} runs along the tokens", node)
+    if layout is None or dim % len(shape(node)) in (layout.axis, layout.batch):
+        raise CannotRewrite(f"{op_name(node)} runs along the tokens or the batch", node)
     return Step(layout, node.args)
 
 
