@@ -29,7 +29,9 @@ def is_tensor(node: object) -> bool:
 def writes(node: fx.Node) -> bool:
     """Whether a node changes one of its operands in place."""
     schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+    mutable = schema is not None and bool(schema.is_mutable)
+    # Detaching a constant that was lifted into the graph changes no element.
+    return node.op == "call_function" and mutable and node.target is not aten.detach_.default
 
 
 def is_getitem(node: fx.Node) -> bool:

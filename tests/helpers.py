@@ -18,8 +18,15 @@ from toma_fx.windows import cut
 
 CHANNELS = 16
 HEADS = 2
-# Four tokens a window, of which two stay: the smallest plan that has something to choose.
-SMALL: dict[str, Any] = {"order": "stripe", "window": 2, "ratio": 0.5, "min_tokens": 1}
+# Four tokens a window, of which two stay: the smallest plan that has something to choose. At so
+# low a temperature every token goes to its nearest destination, however near the next one is.
+SMALL: dict[str, Any] = {
+    "order": "stripe",
+    "window": 2,
+    "ratio": 0.5,
+    "min_tokens": 1,
+    "temperature": 1e-6,
+}
 
 
 @dataclass

@@ -76,11 +76,6 @@ def heads_by_unflatten(s: Setting, h: Tensor) -> Tensor:
     return (parts.sigmoid() * parts).transpose(1, 2).flatten(-2)
 
 
-def heads_in_batch(s: Setting, h: Tensor) -> Tensor:
-    parts = split_heads(h).reshape(-1, h.shape[1], CHANNELS // HEADS)
-    return join_heads(parts.softmax(-1).view(h.shape[0], HEADS, h.shape[1], -1))
-
-
 def rotary_table(s: Setting, h: Tensor) -> Tensor:
     cosines, sines = (s.rows(t[None, None], 2, 0) for t in (s.block.cosines, s.block.sines))
     return join_heads(rotate(split_heads(h), cosines, sines))
@@ -170,7 +165,6 @@ OPERATIONS: dict[str, Operation] = {
     "double transpose": lambda s, h: (h.transpose(1, 2) + 1).transpose(1, 2),
     "heads by permute": heads_by_permute,
     "heads by unflatten": heads_by_unflatten,
-    "heads in batch": heads_in_batch,
     "rotary table": rotary_table,
     "position product": position_product,
     "position sum": position_sum,

@@ -125,7 +125,9 @@ def test_a_full_length_activation_is_not_read_at_the_destinations(body: Body) ->
 def test_noise_is_no_position_table() -> None:
     """Each token has to get noise of its own, not its destination's."""
     assert_untouched(
-        Block(lambda b, h: h + torch.randn(64, CHANNELS)), repeated_tokens(2, 64), reason="randn"
+        Block(lambda b, h: h + torch.randn(64, CHANNELS)),
+        repeated_tokens(2, 64),
+        reason="full-length",
     )
 
 
