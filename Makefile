@@ -27,7 +27,7 @@ test: $(INSTALLED)
 	$(MAKE) pytest
 
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -56,13 +56,17 @@ class PlanState:
         self._state = [buffers[name] for name in buffers if _is_state(name)]
         if self.tally is not None:  # freshness and step belong to a stream, statistics to all
             self._state.append(self.tally[: guard.STEPS])
-        inputs = [value for value in example_inputs if isinstance(value, nn.Parameter)]
-        held = [*inputs, *gm.parameters()]
-        # By identity and weakly: a state must not keep a model alive.
-        self._parameters = [weakref.ref(parameter) for parameter in held]
-        self._stream = _stream_of({id(parameter) for parameter in held})
+        self._places = [i for i, v in enumerate(example_inputs) if isinstance(v, nn.Parameter)]
+        self._constants = list(gm.parameters())
+        self._own(example_inputs)
+        self._stream = _stream_of({id(ref()) for ref in self._parameters})
         self._parked: dict[str, list[Tensor]] = {}
         _states.add(self)
+
+    def _own(self, inputs: Sequence[Any]) -> None:
+        """Belong to the model of these parameters; weakly, so as not to keep it alive."""
+        held = [*(inputs[place] for place in self._places), *self._constants]
+        self._parameters = [weakref.ref(parameter) for parameter in held]
 
     def belongs_to(self, parameters: set[int]) -> bool:
         return any(id(ref()) in parameters for ref in self._parameters if ref() is not None)
@@ -89,7 +93,13 @@ class PlanState:
     def guarded(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled graph, forgetting its plans where a call fails."""
 
+        first = self._places[0] if self._places else None
+
         def run(*args: Any) -> Any:
+            # Dynamo lets models of one class share a graph; they must not share plans.
+            if first is not None and args[first] is not self._parameters[0]():
+                self.forget()
+                self._own(args)
             try:
                 return compiled(*args)
             except BaseException:
@@ -136,16 +146,17 @@ def stream(model: nn.Module, name: str) -> Iterator[None]:
     the device: `W·d·n` numbers twice a group and item, a few megabytes; no synchronisation.
     """
     parameters = {id(parameter) for parameter in model.parameters()}
-    before = _stream_of(parameters)
-    _streams.append((parameters, name))
+    opened = (parameters, name)
+    _streams.append(opened)
     try:
         for state in _of(model):
             state.enter(name)
         yield
     finally:
-        _streams.pop()
+        # Contexts may be left in any order: remove this one, not the innermost.
+        _streams[:] = [entry for entry in _streams if entry is not opened]
         for state in _of(model):  # graphs compiled inside are among them
-            state.enter(before)
+            state.enter(_stream_of(parameters))
 
 
 # The streams that are open, innermost last, with the parameters of their models.
