@@ -776,11 +776,6 @@ def test_presets_follow_their_papers(
     assert (stats.steps, stats.selections, stats.weighings) == (20, selections, weighings)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="leaving a stream restores what was open at its start, and drops the latest one",
-)
 def test_streams_may_be_left_in_any_order() -> None:
     model = Tiny()
     run, oracle = compiled(model), Oracle(model)
@@ -831,11 +826,6 @@ def test_timesteps_that_are_numbers_compile_twice_at_most(number: Callable[[int]
     assert torch._dynamo.utils.counters["toma_fx"]["graphs_rewritten"] <= 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="Dynamo shares one compiled graph, and so its plans, between models of one class",
-)
 def test_two_models_of_one_class_have_plans_of_their_own() -> None:
     model, other = Tiny(0), Tiny(1)
     run = compiled(model)
@@ -845,11 +835,6 @@ def test_two_models_of_one_class_have_plans_of_their_own() -> None:
     assert same(other_run(*call), Oracle(other)(*call))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="plans are found by the identity of the parameters at the time of the compile",
-)
 def test_replaced_parameters_still_find_their_plans() -> None:
     model = Tiny()
     run = compiled(model)
