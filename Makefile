@@ -8,7 +8,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed/toma_fx
-SOURCES := --extend-exclude build .
 
 # Threads that wait give up their core. Where other programs run as well, waiting busily makes
 # every parallel loop several times slower, and times of a step say little.
@@ -30,8 +29,8 @@ pytest: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # passes/ is imported as toma_fx.passes; mypy does not follow that mapping, so it is shown a tree
 # of links in which the folder stands where its name says.
@@ -42,8 +41,8 @@ typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
 format: $(INSTALLED)
-	$(BIN)/ruff check --fix-only $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 clean:
 	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

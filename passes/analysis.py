@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from toma_fx.passes.graphs import writes
 from toma_fx.passes.inputs import Inputs
 from toma_fx.passes.streams import Streams
-from torch import fx
 
 
 class Analysis:

@@ -12,9 +12,10 @@ import heapq
 from dataclasses import dataclass
 
 import torch
+from torch import fx
+
 from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten, common_module, shape
 from toma_fx.passes.inputs import Inputs
-from torch import fx
 
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default)
 _CASTS = (aten.to.dtype, aten._to_copy.default, aten.contiguous.default, aten.clone.default)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, fx
+
+from toma_fx.config import TomaConfig
+from toma_fx.guard import COLD, FRESH, TALLY_SIZE, count_selection, decide, fingerprint
+from toma_fx.operations import SELECT
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.graphs import LINEARS, aten, shape
 from toma_fx.passes.inputs import Inputs
 from toma_fx.passes.region import Group
-from torch import Tensor, fx
-
-from toma_fx.config import TomaConfig
-from toma_fx.guard import COLD, FRESH, TALLY_SIZE, decide, fingerprint
-from toma_fx.operations import SELECT
 
 _WAVES = (aten.sin.default, aten.cos.default)
 
@@ -51,11 +52,15 @@ def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfi
 
 
 def input_name(placeholder: fx.Node) -> str:
-    """The name that a user knows: `timestep` for Dynamo's `L['kwargs']['timestep']`."""
+    """The name that a user knows: `timestep` for Dynamo's `L['kwargs']['timestep']`.
+
+    An argument that is passed on by place has none but its place: `args[3]`.
+    """
     source = getattr(placeholder, "_dynamo_source", None)
     name = getattr(source, "name", placeholder.name)
-    name = name() if callable(name) else name
-    return str(name).rstrip("]'\"").replace('"', "'").rsplit("'", 1)[-1]
+    name = str(name() if callable(name) else name)
+    *outer, last = re.findall(r"[^\[\]'\".]+", name)
+    return f"{outer[-1]}[{last}]" if last.isdigit() and outer else last
 
 
 def _timestep(
@@ -67,12 +72,17 @@ def _timestep(
             return named[0], ""
         known = ", ".join(input_name(p) for p in varying)
         return None, f"timestep_input={wanted!r} is no input ({known}): every call selects anew"
-    found = [p for p in varying if _is_clock(p, inputs) and "guidance" not in input_name(p)]
-    if len(found) > 1:
-        found = [p for p in found if "time" in input_name(p) or input_name(p) == "t"]
+    clocks = [p for p in varying if _is_clock(p, inputs) and "guidance" not in input_name(p)]
+    found = clocks
+    if len(clocks) > 1:
+        found = [p for p in clocks if "time" in input_name(p) or input_name(p) == "t"]
     if len(found) == 1:
         return found[0], ""
-    return None, "no single timestep input in the graph: every call selects anew"
+    note = "no single timestep input in the graph: every call selects anew"
+    if found := found or clocks:
+        names = ", ".join(input_name(p) for p in found)
+        note += f"; name one with timestep_input ({names})"
+    return None, note
 
 
 def _is_clock(placeholder: fx.Node, inputs: Inputs) -> bool:
@@ -108,6 +118,8 @@ class Clock:
     def emit(self, emit: Emitter, copies: dict[fx.Node, fx.Node]) -> fx.Node:
         """The node of the phase, an int32 scalar on the device of the plans."""
         if self._found.timestep is None:
+            tally = self._tally(emit)
+            emit.call(aten.copy_.default, (tally, emit.inline(count_selection, tally)))
             return emit.buffer(
                 "toma_phase", lambda: torch.tensor(SELECT, dtype=torch.int32, device=self._device)
             )
@@ -120,7 +132,7 @@ class Clock:
         times = math.prod(shape(self._found.timestep))
         size = times + sum(shape(part)[0] for part in (latents, extra, grid) if part is not None)
         memory = emit.buffer("toma_guard_memory", lambda: torch.zeros(size, device=self._device))
-        tally = emit.buffer("toma_guard_tally", lambda: cold_tally(self._device))
+        tally = self._tally(emit)
         timestep = self._here(emit, copies[self._found.timestep])
         phase, new_memory, new_tally = emit.inline(
             decide,
@@ -136,6 +148,9 @@ class Clock:
         emit.call(aten.copy_.default, (memory, new_memory))
         emit.call(aten.copy_.default, (tally, new_tally))
         return phase
+
+    def _tally(self, emit: Emitter) -> fx.Node:
+        return emit.buffer("toma_guard_tally", lambda: cold_tally(self._device))
 
     def _print(
         self, emit: Emitter, nodes: Iterable[fx.Node], copies: dict[fx.Node, fx.Node]

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from toma_fx.passes.graphs import map_leaves
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from toma_fx.passes.graphs import map_leaves
 
 
 class Emitter:

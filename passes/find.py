@@ -15,16 +15,24 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.anchors import find_entries
-from toma_fx.passes.graphs import ATTENTIONS, common_module, is_tensor, op_name, shape
+from toma_fx.passes.graphs import (
+    ATTENTIONS,
+    common_module,
+    is_getitem,
+    is_tensor,
+    is_view,
+    op_name,
+    shape,
+)
 from toma_fx.passes.layout import AtDestinations, Segment, TokenLayout, tables
 from toma_fx.passes.propagate import Propagation
 from toma_fx.passes.region import Positions, Region
 from toma_fx.passes.streams import Stream, Streams
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -53,7 +61,7 @@ def find(analysis: Analysis, grid: tuple[int, ...] | str | None = None) -> list[
     regions += _unreached(analysis.graph, regions)
     regions = sorted(_without_text_twins(regions), key=lambda region: position[region.entry])
     _refuse_overlaps(regions)
-    return regions
+    return _without_inner(regions)
 
 
 class _Pictures:
@@ -107,17 +115,17 @@ def _prove(region: Region, analysis: Analysis) -> None:
         CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
     """
     assert region.layout is not None
-    streams, position = analysis.streams, analysis.position
-    mine = [origin.key for origin in streams.of(region.entry, 1)]
+    position = analysis.position
 
-    def residual(node: fx.Node, axis: int) -> bool:
+    def residual(node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         """The stream as it was at the entry, or as an earlier exit of this region left it."""
-        earlier = position[node] <= position[region.entry] or node in exits
-        return earlier and [origin.key for origin in streams.of(node, axis)] == mine
+        source = _behind_views(node)
+        earlier = position[source] <= position[region.entry] or source in exits
+        return earlier and _same_stream(region, segments, analysis.streams.of(node, axis))
 
-    flow = Propagation(analysis, {region.entry: region.layout}, residual)
+    flow = Propagation(analysis, region.entry, region.layout, region.seeds, residual)
     exits = _Exits(flow)
-    flow.run(region.seeds)
+    flow.run()
     region.steps = flow.steps
     _no_writes_between(region, analysis)
     if not exits.nodes():
@@ -125,6 +133,22 @@ def _prove(region: Region, analysis: Analysis) -> None:
     region.block_path, region.block_class = common_module(exits.nodes())
     region.positions = _positions(region, analysis)
     _one_device(region)
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    """Past views, parts and casts, which a block may take of its residual at any time."""
+    while is_getitem(node) or is_view(node):
+        node = node.args[0]
+    return node
+
+
+def _same_stream(region: Region, segments: tuple[Segment, ...], stream: Stream) -> bool:
+    """Whether a stream's tokens are those of `segments`, the picture's above all."""
+    assert region.origin is not None
+    return len(segments) == len(stream) and all(
+        segment.length == origin.length and (not segment.merged or origin.key == region.origin.key)
+        for segment, origin in zip(segments, stream, strict=True)
+    )
 
 
 def _no_writes_between(region: Region, analysis: Analysis) -> None:
@@ -199,6 +223,13 @@ def _unreached(graph: fx.Graph, regions: list[Region]) -> list[Region]:
             region.drop("refused", f"no linear projection of hidden states feeds {node.name}")
             found.append(region)
     return found
+
+
+def _without_inner(regions: list[Region]) -> list[Region]:
+    """Drop what was tried from inside of a merged region: its linears run on merged tokens."""
+    proven = [region for region in regions if region.status == "merged"]
+    inside = {n for region in proven for n, step in region.steps.items() if step.layout is not None}
+    return [r for r in regions if r.status == "merged" or r.entry not in inside]
 
 
 def _without_text_twins(regions: list[Region]) -> list[Region]:

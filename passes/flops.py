@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from torch import fx
+
 from toma_fx.passes.graphs import ATTENTIONS, LINEARS, shape
 from toma_fx.passes.layout import TokenLayout
 from toma_fx.passes.region import Region
-from torch import fx
 
 
 def flops_before(region: Region) -> int:

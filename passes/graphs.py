@@ -34,6 +34,13 @@ def writes(node: fx.Node) -> bool:
     return node.op == "call_function" and mutable and node.target is not aten.detach_.default
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether a node only shows its first operand in another shape, part or dtype."""
+    schema = getattr(node.target, "_schema", None)
+    alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+    return alias is not None and not writes(node)
+
+
 def is_getitem(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is operator.getitem
 

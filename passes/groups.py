@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from toma_fx.passes.emit import Emitter
-from toma_fx.passes.graphs import aten
-from toma_fx.passes.region import Group
 from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.merging import destination_rows, row_index, slots_from_sequence
 from toma_fx.order import curve_table, order_from_positions
+from toma_fx.passes.emit import Emitter
+from toma_fx.passes.graphs import aten
+from toma_fx.passes.region import Group
 
 
 class OrderNodes:

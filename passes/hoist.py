@@ -17,16 +17,14 @@ Precondition: `plan` has run. Windows with pads are left alone: their slots are 
 
 from __future__ import annotations
 
-from contextlib import suppress
+from torch import fx
 
+from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.graphs import shape
 from toma_fx.passes.layout import Step, TokenLayout
 from toma_fx.passes.propagate import StepFlow
 from toma_fx.passes.region import Group, Region
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 
 
 class Stage(StepFlow):
@@ -92,9 +90,14 @@ def _pass_exit(stage: Stage, node: fx.Node, step: Step) -> None:
 
 def _carry(stage: Stage, node: fx.Node) -> None:
     """Let a node run in window order if its rule allows; else its readers get natural order."""
-    with suppress(CannotRewrite):
-        if stage.advance(node).layout is None:
-            del stage.steps[node]
+    try:
+        carried = stage.advance(node).layout
+    except CannotRewrite:
+        return
+    parts = carried if isinstance(carried, tuple) else (carried,)
+    if carried is None or any(part and part.pictures > 1 for part in parts):
+        # An order brings back one picture; of two that are joined it would leave one as it is.
+        stage.forget(node)
 
 
 def _residual(region: Region) -> fx.Node:

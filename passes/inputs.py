@@ -9,8 +9,9 @@ ids and masks only pass through arithmetic before they meet the tokens.
 from __future__ import annotations
 
 import torch
-from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten
 from torch import fx
+
+from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten
 
 _LEARNED = (
     *LINEARS,

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from toma_fx.passes.graphs import map_leaves
 from torch.fx import Node
+
+from toma_fx.passes.graphs import map_leaves
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class TokenLayout:
 
     @property
     def is_merged(self) -> bool:
-        return any(segment.merged for segment in self.segments)
+        return self.pictures > 0
+
+    @property
+    def pictures(self) -> int:
+        """Merged segments: more than one where a stream is joined with itself."""
+        return sum(segment.merged for segment in self.segments)
 
     def moved(self, axis: int, batch: int | None) -> TokenLayout:
         return replace(self, axis=axis, batch=batch)

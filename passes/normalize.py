@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from toma_fx.passes.graphs import aten, writes
 from torch import fx
 from torch._dynamo.source import AttrSource, LocalSource
 from torch._guards import detect_fake_mode
@@ -30,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import aten, writes
 
 # What tracing raises where an operation needs a number that is still symbolic.
 _SYMBOLIC = (GuardOnDataDependentSymNode, DataDependentOutputException)
@@ -136,6 +136,7 @@ def _drop_no_ops(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if node.op == "call_function" and _returns_its_input(node, writing):
             node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)  # dead code elimination keeps random operations
     gm.graph.eliminate_dead_code()
     gm.recompile()
 

@@ -16,11 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from toma_fx.passes.region import Group, Positions, Region
-
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.region import Group, Positions, Region
 from toma_fx.windows import Windows, cut
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from toma_fx.passes.analysis import Analysis
-from toma_fx.passes.graphs import op_name, shape
-from toma_fx.passes.layout import Step, TokenLayout
-from toma_fx.passes.rules import find_rule
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.analysis import Analysis
+from toma_fx.passes.graphs import op_name, shape
+from toma_fx.passes.layout import Segment, Step, TokenLayout
+from toma_fx.passes.rules import apply_rule
 
 
 class StepFlow:
@@ -32,10 +32,15 @@ class StepFlow:
         Raises:
             CannotRewrite: there is no rule, or it refuses.
         """
-        step = self.steps[node] = find_rule(node)(node, self)
+        step = self.steps[node] = apply_rule(node, self)
         if isinstance(step.layout, TokenLayout):
             self.layouts[node] = step.layout
         return step
+
+    def forget(self, node: fx.Node) -> None:
+        """Take back the answer for a node."""
+        self.steps.pop(node, None)
+        self.layouts.pop(node, None)
 
     def layout(self, node: object) -> TokenLayout | None:
         return self.layouts.get(node) if isinstance(node, fx.Node) else None
@@ -50,37 +55,55 @@ class StepFlow:
         inputs = self._analysis.inputs
         return inputs.constant(node) if constant else inputs.is_table(node)
 
-    def is_residual(self, node: fx.Node, axis: int) -> bool:
+    def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         return False
 
 
 class Propagation(StepFlow):
-    """A flow that follows every reader to its end.
+    """A flow that follows some readers of its start to the end.
+
+    Other readers see the start at full length: a block may add to the very tensor that it merges.
 
     Args:
         analysis: facts of the graph.
-        start: layouts of the nodes where the flow begins.
+        start: where the flow begins.
+        layout: of `start`, for the readers that are followed.
+        readers: the nodes that read `start` merged.
         residual: whether a full-length operand, by an axis, is the stream to return to.
     """
 
     def __init__(
         self,
         analysis: Analysis,
-        start: dict[fx.Node, TokenLayout],
-        residual: Callable[[fx.Node, int], bool],
+        start: fx.Node,
+        layout: TokenLayout,
+        readers: Iterable[fx.Node],
+        residual: Callable[[fx.Node, int, tuple[Segment, ...]], bool],
     ) -> None:
-        super().__init__(analysis, start)
+        super().__init__(analysis, {start: layout})
+        self._start = start
+        self._readers = frozenset(readers)
+        self._reader: fx.Node | None = None
         self._residual = residual
-        self._items = max(shape(node)[0] for node in start)
+        self._items = shape(start)[0]
 
-    def run(self, readers: Iterable[fx.Node]) -> None:
+    def advance(self, node: fx.Node) -> Step:
+        self._reader = node
+        return super().advance(node)
+
+    def layout(self, node: object) -> TokenLayout | None:
+        if node is self._start and self._reader not in self._readers:
+            return None
+        return super().layout(node)
+
+    def run(self) -> None:
         """Follow the readers in graph order until every layout has reached an end.
 
         Raises:
             CannotRewrite: a reader has no rule, or its rule refuses.
         """
         position = self._analysis.position
-        waiting = set(readers)
+        waiting = set(self._readers)
         while waiting:
             node = min(waiting, key=position.__getitem__)
             waiting.remove(node)
@@ -89,8 +112,8 @@ class Propagation(StepFlow):
             if step.exit is None and step.layout is not None:
                 waiting.update(node.users)
 
-    def is_residual(self, node: fx.Node, axis: int) -> bool:
-        return self._residual(node, axis)
+    def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
+        return self._residual(node, axis, segments)
 
     def _keep_items_apart(self, node: fx.Node, step: Step) -> None:
         """Every item has its own destinations, so its axis must stay known to the exit."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from toma_fx.passes.layout import Origin, Step, TokenLayout
 from torch import fx
 
+from toma_fx.passes.layout import Origin, Step, TokenLayout
 from toma_fx.windows import Windows
 
 

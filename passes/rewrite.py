@@ -18,6 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from toma_fx.config import TomaConfig
+from toma_fx.errors import CannotRewrite
+from toma_fx.merging import gather_rows, merge_tokens, unmerge_tokens
 from toma_fx.passes.clock import Clock, GuardInputs
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.graphs import map_leaves, shape
@@ -26,13 +33,6 @@ from toma_fx.passes.hoist import Stage
 from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenCount, TokenLayout
 from toma_fx.passes.normalize import keep_metadata
 from toma_fx.passes.region import Group, Region
-from torch import fx
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from toma_fx.config import TomaConfig
-from toma_fx.errors import CannotRewrite
-from toma_fx.merging import gather_rows, merge_tokens, unmerge_tokens
 
 
 class RegionRefused(CannotRewrite):
@@ -103,6 +103,8 @@ class _Rewriter:
                 self._in_region(node, self._owner[node])
             elif node in self._stage and node not in self._starts:
                 self._in_order(node, self._stage[node])
+            elif node.op == "output":
+                self._graph.output(map_leaves(node.args[0], self._returned))
             else:
                 self._natural[node] = self._copied(node)
                 if node in self._starts:
@@ -123,6 +125,16 @@ class _Rewriter:
             return self._emit.call(node.target, args, kwargs, like=node)
         except Exception as error:
             raise CannotRewrite(f"needs the strides of the plain model: {error}", node) from error
+
+    def _returned(self, item: Any) -> Any:
+        """A result, in the strides of the plain model's: what reads it may take views of it."""
+        if not isinstance(item, fx.Node):
+            return item
+        full = self._full(item)
+        strides = _strides(item)
+        if _strides(full) == strides:
+            return full
+        return self._emit.inline(_restrided, full, strides, like=item)
 
     def _full(self, node: fx.Node) -> fx.Node:
         """A node at full length in natural order; put back into it once, where first needed."""
@@ -174,7 +186,8 @@ class _Rewriter:
         windows = self._plan(region).windows
 
         def operand(item: fx.Node) -> fx.Node:
-            return merged[item] if item in merged else self._full(item)
+            whole = item is region.entry and node not in region.seeds
+            return merged[item] if item in merged and not whole else self._full(item)
 
         def table(item: AtDestinations, rows: fx.Node) -> fx.Node:
             layout = TokenLayout(0, None, item.segments)
@@ -243,7 +256,7 @@ class _Rewriter:
         assert region.group is not None
         merged = self._merged[id(region)][source]
         order = self._order(region.group, merged.meta["val"].device)
-        layout = region.layout if source is region.entry else region.steps[source].layout
+        layout = region.steps[source].layout
         assert isinstance(layout, TokenLayout)
         full = self._emit.inline(
             unmerge_tokens,
@@ -275,6 +288,8 @@ class _Rewriter:
 def _picture(layout: TokenLayout | None) -> tuple[int, int]:
     """Where the merged segment starts, which is the same before and after merging; its length."""
     assert layout is not None
+    if layout.pictures > 1:
+        raise CannotRewrite("a stream joined with itself has two pictures to put back")
     start = 0
     for segment in layout.segments:
         if segment.merged:
@@ -299,8 +314,15 @@ def _is_node(item: object) -> bool:
 
 
 def _strides(node: fx.Node) -> tuple[int, ...]:
+    """Strides of the axes that have more than one element; those of the others mean nothing."""
     value = node.meta.get("val")
-    return tuple(value.stride()) if isinstance(value, torch.Tensor) else ()
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(s if size > 1 else 0 for s, size in zip(value.stride(), value.shape, strict=True))
+
+
+def _restrided(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
 
 
 def _facts(node: fx.Node) -> tuple[Any, ...]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import fx
+from torch._dynamo.utils import counters
+
+from toma_fx.config import TomaConfig
+from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.clock import GuardInputs, find_guard_inputs
 from toma_fx.passes.find import find
@@ -19,11 +26,6 @@ from toma_fx.passes.plan import plan, unmatched_patterns
 from toma_fx.passes.region import Region
 from toma_fx.passes.rewrite import RegionRefused, rewrite
 from toma_fx.passes.verify import verify
-from torch import fx
-from torch._dynamo.utils import counters
-
-from toma_fx.config import TomaConfig
-from toma_fx.errors import CannotRewrite
 from toma_fx.report import RegionReport, Report
 
 T = TypeVar("T")
@@ -92,10 +94,22 @@ def _rewrite(
     """Hoist and rewrite; a region whose replay fails is dropped and the others planned again."""
     while groups := plan(regions, config):
         try:
-            return rewrite(normal, groups, hoist(analysis, groups), guard, config)
+            with _no_tracebacks():
+                return rewrite(normal, groups, hoist(analysis, groups), guard, config)
         except RegionRefused as refusal:
             refusal.region.drop("refused", str(refusal))
     raise CannotRewrite("no region could be rewritten")
+
+
+@contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """A replay that fails is a refusal; fake tensors would log it as an error all the same."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _reported(region: Region) -> RegionReport:

@@ -11,13 +11,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from toma_fx.passes.graphs import aten, is_getitem, is_tensor, shape
-from toma_fx.passes.inputs import Inputs
-from toma_fx.passes.layout import Origin, Segment, Step, TokenLayout
-from toma_fx.passes.rules import find_rule
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import aten, is_getitem, is_tensor, shape
+from toma_fx.passes.inputs import Inputs
+from toma_fx.passes.layout import Origin, Segment, Step, TokenLayout
+from toma_fx.passes.rules import apply_rule
 
 Stream = tuple[Origin, ...]
 _CATS = (aten.cat.default, aten.concat.default, aten.concatenate.default)
@@ -84,7 +84,8 @@ class Streams:
     def _begin(self, node: fx.Node, axis: int) -> Stream:
         """A join, a part of a join, or an origin."""
         if node.target in _CATS and _dim(node) == axis:
-            return tuple(o for operand in node.args[0] for o in self.of(operand, axis))
+            parts = [operand for operand in node.args[0] if shape(operand) != (0,)]
+            return tuple(origin for part in parts for origin in self.of(part, axis))
         part = _part(node, axis)
         if part is not None:
             source, start, stop = part
@@ -135,7 +136,7 @@ def _carries(node: fx.Node, operand: fx.Node, candidate: int, axis: int) -> bool
 
 
 def _ask(node: fx.Node, operand: fx.Node, layout: TokenLayout) -> Step:
-    return find_rule(node)(node, _Probe(operand, layout))
+    return apply_rule(node, _Probe(operand, layout))
 
 
 class _Probe:
@@ -153,7 +154,7 @@ class _Probe:
     def is_table(self, node: fx.Node, *, constant: bool) -> bool:
         return False
 
-    def is_residual(self, node: fx.Node, axis: int) -> bool:
+    def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         return False
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from toma_fx.passes.graphs import shape
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import shape
 
 
 def verify(before: fx.GraphModule, after: fx.GraphModule) -> None:

@@ -53,8 +53,10 @@ class TomaConfig:
         timestep_input: name of the model's timestep argument, where the graph does not show it.
         guard: what tells one generation from the next. `("timestep",)`: a timestep that rises,
             or stays while the latents change. `"conditioning"` beside it also tells apart
-            generations that interleave on one compiled model, and costs a selection whenever
-            the conditioning changes (with sequential guidance: at every call).
+            generations that take turns on one compiled model, and costs a selection whenever
+            the conditioning changes (with sequential guidance: at every call) or a timestep
+            comes back with other latents. Generations of one prompt that interleave out of
+            step look like one generation: keep those apart with `toma_fx.stream`.
 
     Raises:
         ConfigError: a value is out of its range; the message names the field and the range.

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from toma_fx.operations import REUSE, SELECT, WEIGH
 
-# Entries of `tally`. FRESH is one of the three values below it; the misses follow in this order.
-FRESH, STEP, STEPS, SELECTIONS, WEIGHINGS, REUSES, FIRST_MISS = range(7)
+# Entries of `tally`. FRESH is one of the three values below it; TURNS counts generations that
+# began without a step between them; the misses follow in this order.
+FRESH, STEP, TURNS, STEPS, SELECTIONS, WEIGHINGS, REUSES, FIRST_MISS = range(8)
 WARM, COLD, RESET = range(3)
 MISSES = ("cold", "reset", "grid", "conditioning", "new_generation", "schedule")
 TALLY_SIZE = FIRST_MISS + len(MISSES)
@@ -54,6 +55,11 @@ def decide(
     conditioning changed, the timestep rose, or it stayed and the latents did not. Sequential
     guidance, two calls with one timestep and the same latents, is one step. NaNs are never equal.
 
+    A picture's first step may rise; its second falls. Where the timestep rose twice in a row (an
+    inversion, a model whose time runs upwards), nobody can tell whether the next fall goes on with
+    a picture or begins one, so it begins one. With guarded conditioning, which is for generations
+    that take turns, the same holds after a timestep that stayed with other latents.
+
     Args:
         memory: `[T + L + K + G]` float32.
         tally: `[TALLY_SIZE]` int64.
@@ -79,14 +85,13 @@ def decide(
     advanced = (now < last).all()
     stayed = (now == last).all()
     repeated = stayed & same[0] if sizes[0] else torch.zeros_like(stayed)
-    cause = [
-        tally[FRESH] == COLD,
-        tally[FRESH] == RESET,
-        ~same[2],
-        ~same[1],
-        ~(advanced | repeated),
-    ]
+    goes_on = (advanced & (tally[TURNS] < 2)) | repeated
+    cold, reset = tally[FRESH] == COLD, tally[FRESH] == RESET
+    cause = [cold, reset, ~same[2], ~same[1], ~goes_on]
     anew = torch.stack(cause).any()
+    turn = torch.where(stayed, 0 if conditioning is None else 2, 1)
+    turns = torch.where(repeated, tally[TURNS], tally[TURNS] + turn)
+    turns = torch.where(advanced | cold | reset, 0, turns)
     step = torch.where(anew, 0, tally[STEP] + advanced)
     due = anew | (advanced & (step % select_every == 0))
     weigh = due | (advanced & (step % weigh_every == 0))
@@ -94,8 +99,15 @@ def decide(
     missed = _first(torch.stack([*cause, due]))
     counted = torch.stack((anew | advanced, due, weigh, ~weigh))
     counts = tally[STEPS:] + torch.cat((counted, missed)).to(tally.dtype)
-    state = torch.stack((torch.full_like(step, WARM), step))
+    state = torch.stack((torch.full_like(step, WARM), step, turns))
     return phase, torch.cat((now, seen)), torch.cat((state, counts))
+
+
+def count_selection(tally: Tensor) -> Tensor:
+    """The statistics after a call of a graph without a timestep, which selects each time."""
+    place = torch.arange(TALLY_SIZE, device=tally.device)
+    counted = (STEPS, SELECTIONS, WEIGHINGS, FIRST_MISS + MISSES.index("cold"))
+    return tally + torch.stack([place == entry for entry in counted]).any(0)
 
 
 def _first(flags: Tensor) -> Tensor:

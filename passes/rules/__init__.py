@@ -1,10 +1,17 @@
 """Layout rules, one per operation. Importing this package fills the table."""
 
 from toma_fx.passes.rules import attention, contraction, joins, pointwise, shapes
-from toma_fx.passes.rules.table import Flow, find_rule, layout_rule, supported_operations
+from toma_fx.passes.rules.table import (
+    Flow,
+    apply_rule,
+    find_rule,
+    layout_rule,
+    supported_operations,
+)
 
 __all__ = [
     "Flow",
+    "apply_rule",
     "attention",
     "contraction",
     "find_rule",

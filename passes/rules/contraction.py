@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from toma_fx.passes.graphs import aten, op_name, shape
-from toma_fx.passes.layout import Step, TokenLayout
-from toma_fx.passes.rules.table import Flow, layout_rule
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import aten, op_name, shape
+from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.rules.table import Flow, layout_rule
 
 
 @layout_rule(aten.linear.default, aten.matmul.default, aten.mm.default)

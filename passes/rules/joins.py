@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.rules.pointwise import agreed
 from toma_fx.passes.rules.table import Flow, layout_rule
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 
 
 @layout_rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(node: fx.Node, flow: Flow) -> Step:
-    operands: list[fx.Node] = list(node.args[0])
+    # One-dimensional empties join anything, and add nothing.
+    operands: list[fx.Node] = [operand for operand in node.args[0] if shape(operand) != (0,)]
     dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape(node))
     layouts = [flow.layout(operand) for operand in operands]
     axes = {layout.axis for layout in layouts if layout is not None}
     if axes == {dim}:
-        return Step(_joined(operands, layouts, dim), node.args, node.kwargs)
+        return Step(_joined(operands, layouts, dim), (operands, dim), {})
     layout = agreed(node, layouts)
     if dim == layout.batch:
         raise CannotRewrite(f"{op_name(node)} joins batches", node)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from toma_fx.passes.graphs import aten, is_tensor, op_name, shape, writes
-from toma_fx.passes.layout import AtDestinations, Step, TokenLayout
-from toma_fx.passes.rules.table import Flow, layout_rule
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import aten, is_tensor, op_name, shape, writes
+from toma_fx.passes.layout import AtDestinations, Step, TokenLayout
+from toma_fx.passes.rules.table import Flow, layout_rule
 
 PRODUCTS = (aten.mul.Tensor,)
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
@@ -56,7 +56,7 @@ def _partner(
     if axis < 0 or shape(other)[axis] == 1:
         return other
     addition = node.target in ADDITIONS
-    if addition and shape(other) == shape(node) and flow.is_residual(other, axis):
+    if addition and shape(other) == shape(node) and flow.is_residual(other, axis, layout.segments):
         return None
     if not flow.is_table(other, constant=node.target not in PRODUCTS):
         raise CannotRewrite(

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, op_name, shape
 from toma_fx.passes.layout import Step, TokenCount, TokenLayout
 from toma_fx.passes.rules.pointwise import agreed
 from toma_fx.passes.rules.table import Flow, layout_rule
-from torch import fx
-
-from toma_fx.errors import CannotRewrite
 
 
 def _input(node: fx.Node, flow: Flow) -> tuple[TokenLayout, tuple[int, ...]]:

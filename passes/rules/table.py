@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from toma_fx.passes.graphs import is_getitem, op_name
-from toma_fx.passes.layout import Step, TokenLayout
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graphs import is_getitem, op_name
+from toma_fx.passes.layout import Segment, Step, TokenLayout
 
 
 class Flow(Protocol):
@@ -31,8 +31,8 @@ class Flow(Protocol):
     def is_table(self, node: fx.Node, *, constant: bool) -> bool:
         """Whether an operand depends on no activation (with `constant`: on no input at all)."""
 
-    def is_residual(self, node: fx.Node, axis: int) -> bool:
-        """Whether an operand is the full-length stream that the region belongs to."""
+    def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
+        """Whether an operand is the full-length stream of these segments of the region."""
 
 
 Rule = Callable[[fx.Node, Flow], Step]
@@ -69,6 +69,23 @@ def find_rule(node: fx.Node) -> Rule:
     if torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags:
         return _RULES[torch.Tag.pointwise]
     raise CannotRewrite(f"no layout rule for {op_name(node)}", node)
+
+
+def apply_rule(node: fx.Node, flow: Flow) -> Step:
+    """What the rule of a node's operation says of it.
+
+    Raises:
+        CannotRewrite: there is no rule, it refuses, or it met arguments that it does not know:
+            a compile must not break where the plain model runs.
+    """
+    rule = find_rule(node)
+    try:
+        return rule(node, flow)
+    except CannotRewrite:
+        raise
+    except Exception as error:
+        reason = f"the rule of {op_name(node)} failed: {type(error).__name__}: {error}"
+        raise CannotRewrite(reason, node) from error
 
 
 def supported_operations() -> list[str]:

@@ -222,7 +222,6 @@ def test_a_feed_forward_with_a_norm_in_its_middle() -> None:
     assert run.region.kind == "feed_forward"
 
 
-@pytest.mark.xfail(strict=True, reason="a region that begins inside of a merged one is reported")
 def test_three_linears_in_a_row_are_one_region() -> None:
     def function(m: Free, x: Tensor) -> Tensor:
         return x + m.c(F.gelu(m.b(F.gelu(m.a(m.norm(x))))))

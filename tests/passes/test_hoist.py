@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, fx, nn
+
+from toma_fx import TomaConfig
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.clock import find_guard_inputs
 from toma_fx.passes.find import find
@@ -14,9 +17,6 @@ from toma_fx.passes.hoist import hoist
 from toma_fx.passes.normalize import normalize
 from toma_fx.passes.plan import plan
 from toma_fx.passes.rewrite import rewrite
-from torch import Tensor, fx, nn
-
-from toma_fx import TomaConfig
 
 
 class Stack(nn.Module):

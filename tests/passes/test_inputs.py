@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from toma_fx.passes.graphs import aten
-from toma_fx.passes.inputs import Inputs, is_static
-from toma_fx.passes.normalize import normalize
 from torch import Tensor, fx, nn
 
 from tests.helpers import CHANNELS, capture
+from toma_fx.passes.graphs import aten
+from toma_fx.passes.inputs import Inputs, is_static
+from toma_fx.passes.normalize import normalize
 
 N = 8
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from tests.helpers import CHANNELS, Attention, Block, capture, merged, repeated_tokens
 from toma_fx.passes.graphs import aten
 from toma_fx.passes.inputs import Inputs
 from toma_fx.passes.layout import Origin
 from toma_fx.passes.normalize import normalize
 from toma_fx.passes.streams import Streams
-from torch import Tensor, nn
-
-from tests.helpers import CHANNELS, Attention, Block, capture, merged, repeated_tokens
 
 Function = Callable[..., Tensor]
 

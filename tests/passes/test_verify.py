@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from toma_fx.passes.graphs import aten
-from toma_fx.passes.normalize import normalize
-from toma_fx.passes.verify import verify
 from torch import Tensor, fx, nn
 
 from tests.helpers import SMALL, Block, capture, merged, plain, repeated_tokens
 from toma_fx import CannotRewrite, TomaConfig, rewrite
+from toma_fx.passes.graphs import aten
+from toma_fx.passes.normalize import normalize
+from toma_fx.passes.verify import verify
 
 
 def graphs() -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -133,10 +133,6 @@ def test_views_that_need_the_old_strides_still_work() -> None:
     assert torch.allclose(run.output[1], plain(model, x)[1], atol=1e-5)
 
 
-STRIDES = "a graph is given up for other strides: of single elements too, or of a permuted stream"
-
-
-@pytest.mark.xfail(strict=True, reason=STRIDES)
 def test_strides_of_single_elements_mean_nothing() -> None:
     """A slice of one item, behind text: its batch stride is that of the longer stream."""
 
@@ -154,7 +150,6 @@ def test_strides_of_single_elements_mean_nothing() -> None:
         assert run.region.status == "merged", run.region.reason
 
 
-@pytest.mark.xfail(strict=True, reason=STRIDES)
 def test_a_stream_with_channels_apart_is_merged() -> None:
     """A picture folded without a copy: its tokens' channels lie far from one another."""
     x = repeated_tokens(2, 64).transpose(1, 2).contiguous().transpose(1, 2)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toma_fx.passes.rules.shapes import follow
 from torch import Tensor
 
 from tests.helpers import (
@@ -24,6 +23,7 @@ from tests.helpers import (
     repeated_tokens,
     split_heads,
 )
+from toma_fx.passes.rules.shapes import follow
 
 Body = Callable[..., Tensor]
 

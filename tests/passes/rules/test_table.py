@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toma_fx.passes.rules import layout_rule, supported_operations
 from torch import Tensor
 
 from tests.helpers import Block, assert_untouched, repeated_tokens
+from toma_fx.passes.rules import layout_rule, supported_operations
 
 _library = torch.library.Library("toma_fx_tests", "DEF")
 _library.define("neighbours(Tensor x) -> Tensor")
