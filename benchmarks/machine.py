@@ -22,10 +22,14 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
     }
-    command = shlex.join(
-        ["python", *(Path(sys.argv[0]).name if i == 0 else a for i, a in enumerate(sys.argv))]
-    )
-    return {"machine": machine, "versions": _versions(), "command": command}
+    return {"machine": machine, "versions": _versions(), "command": _command()}
+
+
+def _command() -> str:
+    """As one would type it: modules by name, `-m benchmarks.steps`."""
+    spec = sys.modules["__main__"].__spec__
+    script = ["-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *script, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:

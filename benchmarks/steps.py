@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import toma_fx
 from benchmarks.machine import describe
 from toma_fx.operations import SELECT
+from toma_fx.timing import interleaved
 
 
 def model_of(widths: tuple[int, int], depths: tuple[int, int]) -> UNet2DConditionModel:
@@ -59,7 +59,7 @@ def inputs_of(side: int, batch: int) -> dict[str, Any]:
 
 def compile_merged(model: torch.nn.Module, ratio: float) -> Callable[..., Any]:
     """A compiled call of its own; a wrapper keeps its cache apart from the plain model's."""
-    options = {"ratio": ratio, "select_every": 10**6, "weigh_every": 10**6}
+    options = {"ratio": ratio, "regions": "all", "select_every": 10**6, "weigh_every": 10**6}
     return torch.compile(_call(model), backend="toma", fullgraph=True, options=options)
 
 
@@ -88,17 +88,6 @@ def ceiling(model: torch.nn.Module, inputs: dict[str, Any], report: toma_fx.Repo
         twin(timestep=torch.tensor(500.0, device="meta"), **shapes)
     total = counter.get_total_flops()
     return total / (total - report.flops_before + report.flops_after)
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, one after the other in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def selection_seconds(rounds: int, windows: int = 64, n: int = 64, d: int = 32) -> float:

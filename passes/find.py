@@ -23,9 +23,7 @@ from toma_fx.passes.anchors import find_entries
 from toma_fx.passes.graphs import (
     ATTENTIONS,
     common_module,
-    is_getitem,
     is_tensor,
-    is_view,
     op_name,
     shape,
 )
@@ -115,13 +113,10 @@ def _prove(region: Region, analysis: Analysis) -> None:
         CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
     """
     assert region.layout is not None
-    position = analysis.position
 
     def residual(node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
-        """The stream as it was at the entry, or as an earlier exit of this region left it."""
-        source = _behind_views(node)
-        earlier = position[source] <= position[region.entry] or source in exits
-        return earlier and _same_stream(region, segments, analysis.streams.of(node, axis))
+        """The region's stream, whatever else has been added to it by now."""
+        return _same_stream(region, segments, analysis.streams.of(node, axis))
 
     flow = Propagation(analysis, region.entry, region.layout, region.seeds, residual)
     exits = _Exits(flow)
@@ -133,13 +128,6 @@ def _prove(region: Region, analysis: Analysis) -> None:
     region.block_path, region.block_class = common_module(exits.nodes())
     region.positions = _positions(region, analysis)
     _one_device(region)
-
-
-def _behind_views(node: fx.Node) -> fx.Node:
-    """Past views, parts and casts, which a block may take of its residual at any time."""
-    while is_getitem(node) or is_view(node):
-        node = node.args[0]
-    return node
 
 
 def _same_stream(region: Region, segments: tuple[Segment, ...], stream: Stream) -> bool:

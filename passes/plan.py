@@ -19,12 +19,22 @@ from fnmatch import fnmatch
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.forecast import Forecast
 from toma_fx.passes.region import Group, Positions, Region
 from toma_fx.windows import Windows, cut
 
+Judge = Callable[[Region, Windows], Forecast]
+"""What merging a region in some windows is worth."""
 
-def plan(regions: list[Region], config: TomaConfig) -> list[Group]:
-    """Assign groups to the regions that stay merged; say of the others why they do not."""
+
+def plan(regions: list[Region], config: TomaConfig, judge: Judge) -> list[Group]:
+    """Assign groups to the regions that stay merged; say of the others why they do not.
+
+    Args:
+        regions: from `find`; their status, reason, group and forecast are set.
+        config: what the user chose.
+        judge: predicts or measures; with `regions="auto"` it decides as well.
+    """
     for region in regions:
         if region.status == "merged":
             reason = _unwanted(region, config)
@@ -45,11 +55,32 @@ def plan(regions: list[Region], config: TomaConfig) -> list[Group]:
             for region in members:
                 region.drop("skipped", f"ratio {config.ratio:g} removes no token of a window")
             continue
+        members = _worthwhile(members, where.windows, config, judge)
+        if not members:
+            continue
         group = Group(len(groups), where.windows, where.slots, where.positions, members, where.note)
         for region in members:
             region.group, region.reason = group, where.note
         groups.append(group)
     return groups
+
+
+def _worthwhile(
+    members: list[Region], windows: Windows, config: TomaConfig, judge: Judge
+) -> list[Region]:
+    """The members that stay; each keeps its forecast."""
+    kept = []
+    for region in members:
+        try:
+            region.forecast = judge(region, windows)
+        except CannotRewrite as refusal:
+            region.drop("refused", str(refusal))
+            continue
+        if config.regions == "auto" and not region.forecast.gains:
+            region.drop("skipped", f"merging gains nothing: {region.forecast}")
+        else:
+            kept.append(region)
+    return kept
 
 
 def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
@@ -65,7 +96,7 @@ def _unwanted(region: Region, config: TomaConfig) -> str:
     path = region.module_path
     if config.ratio == 0:
         return "ratio 0 removes no token"
-    if config.regions != "all" and region.kind not in config.regions:
+    if config.regions not in ("all", "auto") and region.kind not in config.regions:
         return f"regions leaves out {region.kind}"
     if config.include and not any(fnmatch(path, pattern) for pattern in config.include):
         return "no pattern of include matches"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import fx
 
 from toma_fx.passes.layout import Origin, Step, TokenLayout
 from toma_fx.windows import Windows
+
+if TYPE_CHECKING:
+    from toma_fx.passes.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Region:
     # "merged", or why not: "skipped" by configuration or cost, "refused" because not proven.
     status: str = "merged"
     reason: str = ""
+    # What merging it is worth on the device, where that was asked.
+    forecast: Forecast | None = None
     # Which plan it uses.
     group: Group | None = None
 

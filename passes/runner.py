@@ -11,18 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import fx
 from torch._dynamo.utils import counters
 
 from toma_fx.config import TomaConfig
+from toma_fx.devices import DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
+from toma_fx.passes.autotune import Autotuner
 from toma_fx.passes.clock import GuardInputs, find_guard_inputs
 from toma_fx.passes.find import find
-from toma_fx.passes.flops import flops_after, flops_before
+from toma_fx.passes.forecast import (
+    Predictor,
+    flops_of,
+    model_forecast,
+    unmerged_forecast,
+)
 from toma_fx.passes.hoist import hoist
 from toma_fx.passes.normalize import normalize
-from toma_fx.passes.plan import plan, unmatched_patterns
+from toma_fx.passes.plan import Judge, plan, unmatched_patterns
 from toma_fx.passes.region import Region
 from toma_fx.passes.rewrite import RegionRefused, rewrite
 from toma_fx.passes.verify import verify
@@ -54,17 +62,19 @@ def run_passes(
     clock = _Clock()
     report = Report(seconds=clock.seconds)
     regions: list[Region] = []
+    normal: fx.GraphModule | None = None
     result = gm
     try:
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
         regions = clock.time("find", lambda: find(analysis, config.grid))
-        groups = clock.time("plan", lambda: plan(regions, config))
+        judge = _judge(normal, config)
+        groups = clock.time("plan", lambda: plan(regions, config, judge))
         if groups:
             guard = clock.time("guard", lambda: find_guard_inputs(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
             result = clock.time(
-                "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config)
+                "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge)
             )
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
@@ -75,7 +85,10 @@ def run_passes(
         for region in regions:
             if region.status == "merged":
                 region.drop("refused", str(refusal))
-    report.regions = [_reported(region) for region in regions]
+    profile = find_profile(config.device, _device(normal) if normal else torch.device("cpu"))
+    report.regions = [_reported(region, profile) for region in regions]
+    if normal is not None:
+        report.forecast = model_forecast(normal.graph, regions, config, profile)
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
     ]
@@ -90,9 +103,10 @@ def _rewrite(
     regions: list[Region],
     guard: GuardInputs,
     config: TomaConfig,
+    judge: Judge,
 ) -> fx.GraphModule:
     """Hoist and rewrite; a region whose replay fails is dropped and the others planned again."""
-    while groups := plan(regions, config):
+    while groups := plan(regions, config, judge):
         try:
             with _no_tracebacks():
                 return rewrite(normal, groups, hoist(analysis, groups), guard, config)
@@ -112,9 +126,24 @@ def _no_tracebacks() -> Iterator[None]:
         logger.disabled = before
 
 
-def _reported(region: Region) -> RegionReport:
+def _judge(normal: fx.GraphModule, config: TomaConfig) -> Judge:
+    """A measurement where autotuning was asked for, and there is a device to measure."""
+    device = _device(normal)
+    if config.autotune and device.type != "meta":
+        return Autotuner(config)
+    return Predictor(find_profile(config.device, device))
+
+
+def _device(normal: fx.GraphModule) -> torch.device:
+    """Where the model runs: most likely where its last tensor is made."""
+    values = (node.meta.get("val") for node in reversed(normal.graph.nodes))
+    return next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
+
+
+def _reported(region: Region, profile: DeviceProfile) -> RegionReport:
     group = region.group if region.status == "merged" else None
-    before = flops_before(region)
+    before = flops_of(region, None)
+    seconds = region.forecast or unmerged_forecast(region, profile)
     return RegionReport(
         module_path=region.module_path,
         kind=region.kind,
@@ -125,7 +154,9 @@ def _reported(region: Region) -> RegionReport:
         status=region.status,
         reason=region.reason,
         flops_before=before,
-        flops_after=flops_after(region) if group else before,
+        flops_after=flops_of(region, group.windows) if group else before,
+        seconds_before=seconds.before,
+        seconds_after=seconds.after if group else seconds.before,
     )
 
 

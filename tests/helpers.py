@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 import toma_fx
 from toma_fx import RegionReport, Report, TomaConfig, reference
+from toma_fx.devices import PROFILES
 from toma_fx.order import hilbert_order
+from toma_fx.passes.forecast import Predictor
 from toma_fx.windows import cut
 
 CHANNELS = 16
@@ -21,12 +23,15 @@ HEADS = 2
 # Four tokens a window, of which two stay: the smallest plan that has something to choose. At so
 # low a temperature every token goes to its nearest destination, however near the next one is.
 SMALL: dict[str, Any] = {
+    "regions": "all",
     "order": "stripe",
     "window": 2,
     "ratio": 0.5,
     "min_tokens": 1,
     "temperature": 1e-6,
 }
+
+predict = Predictor(PROFILES["cpu"])
 
 
 @dataclass

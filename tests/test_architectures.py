@@ -27,7 +27,7 @@ from toma_fx.report import Report
 
 def compiled(model: torch.nn.Module, inner: str = "eager", **options: Any) -> Any:
     torch._dynamo.reset()
-    chosen = {"inner_backend": inner, **options}
+    chosen = {"inner_backend": inner, "regions": "all", **options}
     return torch.compile(model, backend="toma", fullgraph=True, options=chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -37,10 +38,9 @@ def picture() -> Tensor:
 
 
 def run(model: nn.Module, *args: Any, **options: Any) -> Any:
+    chosen = {"inner_backend": "eager", "regions": "all", **options}
     with torch.no_grad():
-        return torch.compile(
-            model, backend="toma", fullgraph=True, options={"inner_backend": "eager", **options}
-        )(*args)
+        return torch.compile(model, backend="toma", fullgraph=True, options=chosen)(*args)
 
 
 def cause(caught: pytest.ExceptionInfo[BackendCompilerFailed]) -> BaseException:
@@ -52,7 +52,7 @@ def test_by_function_and_by_name_are_one_backend(picture: Tensor) -> None:
     by_name = run(model, picture)
     assert len(last_report().merged) == 1
     torch._dynamo.reset()
-    options = {"inner_backend": "eager"}
+    options = {"inner_backend": "eager", "regions": "all"}
     with torch.no_grad():
         by_function = torch.compile(model, backend=toma_backend, options=options)(picture)
         plain = model(picture)
@@ -64,9 +64,10 @@ def test_inductor_options_and_mode_pass_through(picture: Tensor) -> None:
     model = Mlp()
     expected = run(model, picture)
     torch._dynamo.reset()
-    options = {"max_fusion_size": 8, "ratio": 0.5}
+    options = {"max_fusion_size": 8, "ratio": 0.5, "regions": "all"}
+    by_mode = functools.partial(toma_backend, options={"regions": "all"})
     with torch.no_grad():
-        compiled = torch.compile(model, backend="toma", mode="reduce-overhead")
+        compiled = torch.compile(model, backend=by_mode, mode="reduce-overhead")
         assert torch.allclose(compiled(picture), expected, atol=1e-5)
         compiled = torch.compile(model, backend="toma", options=options)
         assert torch.allclose(compiled(picture), expected, atol=1e-5)
@@ -96,7 +97,7 @@ def test_gradients_are_refused(picture: Tensor) -> None:
 def test_inference_mode_is_accepted(picture: Tensor) -> None:
     model = Mlp()
     with torch.inference_mode():
-        options = {"inner_backend": "eager"}
+        options = {"inner_backend": "eager", "regions": "all"}
         result = torch.compile(model, backend="toma", options=options)(picture)
     assert torch.equal(result, run(model, picture))
 
@@ -160,7 +161,7 @@ def test_rewrite_leaves_its_graph_alone(picture: Tensor) -> None:
 
     def keep(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         before = gm.code, [str(node) for node in gm.graph.nodes]
-        result = toma_fx.rewrite(gm, inputs, toma_fx.TomaConfig(ratio=0.75))
+        result = toma_fx.rewrite(gm, inputs, toma_fx.TomaConfig(ratio=0.75, regions="all"))
         graphs.append((before, (gm.code, [str(node) for node in gm.graph.nodes]), result))
         return result.graph_module.forward
 
@@ -181,7 +182,7 @@ def test_dynamic_shapes_equal_static_ones() -> None:
     results = []
     for dynamic in (True, False):
         torch._dynamo.reset()
-        options = {"inner_backend": "eager"}
+        options = {"inner_backend": "eager", "regions": "all"}
         compiled = torch.compile(model, backend="toma", dynamic=dynamic, options=options)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)

@@ -122,7 +122,7 @@ def test_no_options_are_the_defaults() -> None:
     [
         ("ration", "ratio"),
         ("windows", "window"),
-        ("autotune", "max_autotune"),
+        ("autotunes", "autotune"),
         ("min-token", "min_tokens"),
     ],
 )

@@ -110,7 +110,7 @@ def test_pipelines_run_plain_and_merged(
 ) -> None:
     job = build(grid=(16, 24), channels=32)
     eager = job.denoiser
-    options = {"ratio": 0.5, "inner_backend": "eager"}
+    options = {"ratio": 0.5, "inner_backend": "eager", "regions": "all"}
     result = comparison.compare(job, options, steps=2, rounds=1)
 
     assert job.denoiser is eager

@@ -57,7 +57,7 @@ def test_the_table_joins_equal_fates_and_gives_reasons() -> None:
     assert len(rows) == 1
     assert "64 → 32" in rows[0]
     assert " 2 " in rows[0]
-    assert "6 GFLOP" in rows[0]
+    assert "8 → 2" in rows[0]
     refused = next(line for line in text.splitlines() if "feed_forward" in line)
     assert "refused" in refused
     assert "→" not in refused

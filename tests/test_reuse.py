@@ -27,7 +27,12 @@ from toma_fx.order import curve_table, order_from_positions
 
 WINDOW = 4
 CURVE = curve_table()
-OPTIONS: dict[str, Any] = {"inner_backend": "eager", "window": WINDOW, "min_tokens": 16}
+OPTIONS: dict[str, Any] = {
+    "inner_backend": "eager",
+    "regions": "all",
+    "window": WINDOW,
+    "min_tokens": 16,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -758,7 +763,7 @@ def test_an_unknown_timestep_is_reported_and_never_guessed(name: str | None) -> 
 def test_presets_follow_their_papers(
     preset: Callable[..., TomaConfig], selections: int, weighings: int
 ) -> None:
-    config = preset(window=WINDOW, min_tokens=16)
+    config = preset(window=WINDOW, min_tokens=16, regions="all")
     assert preset(share="block").share == "block"
     model = Tiny()
     run = compiled(model, **dataclasses.asdict(config))

@@ -40,8 +40,13 @@ class TomaConfig:
         select_every: steps between two selections of destinations, where the graph has a
             timestep. A larger value is cheaper and uses older destinations.
         weigh_every: steps between two computations of the weights, likewise.
-        regions: `"all"`, or a tuple of kinds (`self_attention`, `cross_attention`,
-            `joint_attention`, `parallel`, `feed_forward`).
+        regions: `"auto"` merges a region where the device's profile predicts a gain; `"all"`
+            merges whatever may be merged; a tuple of kinds (`self_attention`,
+            `cross_attention`, `joint_attention`, `parallel`, `feed_forward`) all of those.
+        device: profile that predicts, a key of `toma_fx.devices.PROFILES`; `"measure"` measures
+            the machine, once; None takes what is known of the model's device.
+        autotune: with `"auto"`, compile and time one region of each class with and without
+            merging instead of predicting. Costs two compiles a class (SDXL has 6).
         include: patterns (as in `fnmatch`) over module paths; only matching regions are merged.
         exclude: patterns over module paths that stay at full length.
         min_tokens: streams with fewer tokens stay at full length; below some size the launches
@@ -72,7 +77,7 @@ class TomaConfig:
     share: str = "run"
     select_every: int = 10
     weigh_every: int = 5
-    regions: str | tuple[str, ...] = "all"
+    regions: str | tuple[str, ...] = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_tokens: int = 256
@@ -80,6 +85,8 @@ class TomaConfig:
     cfg_pairs: bool | None = None
     timestep_input: str | None = None
     guard: tuple[str, ...] = ("timestep",)
+    device: str | None = None
+    autotune: bool = False
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -96,6 +103,12 @@ class TomaConfig:
         object.__setattr__(self, "guard", _guard(self.guard))
         if self.timestep_input is not None and not isinstance(self.timestep_input, str):
             raise ConfigError(f"timestep_input must be a name or None, not {self.timestep_input!r}")
+        if self.device is not None and not isinstance(self.device, str):
+            raise ConfigError(f"device must be the name of a profile or None, not {self.device!r}")
+        if not isinstance(self.autotune, bool):
+            raise ConfigError(f"autotune must be True or False, not {self.autotune!r}")
+        if self.autotune and self.regions != "auto":
+            raise ConfigError('autotune chooses regions: it needs regions="auto"')
         if self.cfg_pairs not in (None, True, False):
             raise ConfigError(f"cfg_pairs must be True, False or None, not {self.cfg_pairs!r}")
 
@@ -175,11 +188,11 @@ def _patterns(name: str, value: object) -> tuple[str, ...]:
 
 
 def _kinds(value: object) -> str | tuple[str, ...]:
-    if value == "all":
-        return "all"
+    if value in ("all", "auto"):
+        return str(value)
     kinds = _patterns("regions", value)
     if not kinds:
-        raise ConfigError('regions must be "all" or name at least one kind')
+        raise ConfigError('regions must be "auto", "all" or name at least one kind')
     for kind in kinds:
         _choice("regions", kind, KINDS)
     return kinds

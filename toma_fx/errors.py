@@ -20,6 +20,10 @@ class AutogradError(TomaError, RuntimeError):
     """The call needs gradients; merged plans are for inference only."""
 
 
+class ModelError(TomaError, ValueError):
+    """A model cannot be built, or not called as asked; the message says which part and why."""
+
+
 class CannotRewrite(TomaError):  # noqa: N818 - a refusal, not a failure: it is caught and reported
     """A region, or the whole graph, stays as it was.
 
@@ -33,3 +37,10 @@ class CannotRewrite(TomaError):  # noqa: N818 - a refusal, not a failure: it is 
 
     def __str__(self) -> str:
         return self.reason if self.node is None else f"{self.reason} (at {self.node.name})"
+
+
+class MissingPackageError(TomaError, ImportError):
+    """An optional package is needed; the message names it and the extra that installs it."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}: pip install {package}, or toma_fx[{extra}]")

@@ -53,6 +53,8 @@ def destination_rows(destinations: Tensor, order: Tensor | None, size: int) -> T
 
 def row_index(rows: Tensor, before: int, after: int, length: int) -> Tensor:
     """`[B, D]` picture tokens to `[B, before + D + after]` rows of a table over all tokens."""
+    if not before and not after:
+        return rows
     batch = rows.shape[0]
     text = torch.arange(before, device=rows.device).expand(batch, -1)
     rest = torch.arange(after, device=rows.device).expand(batch, -1) + (before + length)

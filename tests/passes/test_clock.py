@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from tests.helpers import predict
 from tests.models import flux, flux_inputs, sdxl, sdxl_inputs
 from toma_fx import TomaConfig
 from toma_fx.passes.analysis import Analysis
@@ -47,8 +48,8 @@ def analyse(model: nn.Module, *args: Any, **kwargs: Any) -> Analysis:
 
 def guard_inputs(analysis: Analysis, **options: Any) -> Found:
     """The only place that knows how the pass is called."""
-    config = TomaConfig(**{"min_tokens": 16, "window": 4, **options})
-    groups = plan(find(analysis, config.grid), config)
+    config = TomaConfig(**{"regions": "all", "min_tokens": 16, "window": 4, **options})
+    groups = plan(find(analysis, config.grid), config, predict)
     assert groups, "nothing is merged: there is nothing to guard"
     found = find_guard_inputs(analysis, groups, config)
     assert isinstance(found, GuardInputs)

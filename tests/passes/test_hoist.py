@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from tests.helpers import predict
 from toma_fx import TomaConfig
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.clock import find_guard_inputs
@@ -44,12 +45,12 @@ def run(
 ) -> tuple[Tensor, fx.GraphModule]:
     """The result, and the graph that gave it, with or without the pass."""
     graphs: list[fx.GraphModule] = []
-    settings = TomaConfig(min_tokens=1, **config)
+    settings = TomaConfig(regions="all", min_tokens=1, **config)
 
     def backend(gm: fx.GraphModule, inputs: list[Any]) -> Any:
         normal = normalize(gm, inputs)
         analysis = Analysis(normal)
-        groups = plan(find(analysis), settings)
+        groups = plan(find(analysis), settings, predict)
         stages = hoist(analysis, groups) if hoisted else []
         guard = find_guard_inputs(analysis, groups, settings)
         graphs.append(rewrite(normal, groups, stages, guard, settings))

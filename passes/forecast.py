@@ -1,0 +1,155 @@
+"""Seconds of regions, of planning and of a whole graph, on a device profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from toma_fx.config import TomaConfig
+from toma_fx.devices.profile import DeviceProfile
+from toma_fx.passes.graphs import shape
+from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.region import Group, Region
+from toma_fx.passes.work import Work, kernels
+from toma_fx.report import ModelForecast, seconds_text
+from toma_fx.windows import Windows
+
+MARGIN = 0.03
+"""Share of a region's time that merging must save to be worth it: predictions are not exact."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A region on a device.
+
+    Attributes:
+        before: seconds of a call at full length.
+        after: seconds on merged tokens, merge and unmerge included, planning not.
+        source: `predicted` from a profile, or `measured`.
+    """
+
+    before: float
+    after: float
+    source: str = "predicted"
+
+    @property
+    def gains(self) -> bool:
+        """Whether merging saves more than the margin."""
+        return self.after < self.before * (1 - MARGIN)
+
+    def __str__(self) -> str:
+        return f"{self.source} {seconds_text(self.before)} → {seconds_text(self.after)}"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Both sides of merging a region in some windows, on a device."""
+
+    profile: DeviceProfile
+
+    def __call__(self, region: Region, windows: Windows) -> Forecast:
+        before = total(kernels(region.steps), self.profile)
+        after = total(kernels(region.steps, _shares(region, windows)), self.profile)
+        return Forecast(before, after + total(_merging(region, windows), self.profile))
+
+
+def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:
+    """Of a region that stays as it is."""
+    seconds = total(kernels(region.steps or region.anchors), profile)
+    return Forecast(seconds, seconds)
+
+
+def model_forecast(
+    graph: fx.Graph, regions: Iterable[Region], config: TomaConfig, profile: DeviceProfile
+) -> ModelForecast:
+    """The whole graph, from what its merged regions save."""
+    merged = [region for region in regions if region.status == "merged"]
+    groups = {id(region.group): region.group for region in merged if region.group is not None}
+    forecasts = [region.forecast for region in merged if region.forecast is not None]
+    saved = sum(forecast.before - forecast.after for forecast in forecasts)
+    before = total(kernels(graph.nodes), profile)
+    planning = sum(planning_seconds(group, config, profile) for group in groups.values())
+    return ModelForecast(
+        device=profile.name,
+        source=profile.source,
+        seconds_before=before,
+        seconds_after=max(before - saved, 0.0) + planning,
+        planning_seconds=planning,
+        plan_bytes=plan_bytes(groups.values()),
+    )
+
+
+def flops_of(region: Region, windows: Windows | None) -> int:
+    """FLOPs of the products of a region; with windows on merged tokens, merge and unmerge too."""
+    if windows is None:
+        return round(sum(work.flops for work in kernels(region.steps or region.anchors)))
+    merged = kernels(region.steps, _shares(region, windows))
+    return round(sum(w.flops for w in (*merged, *_merging(region, windows))))
+
+
+def planning_seconds(group: Group, config: TomaConfig, profile: DeviceProfile) -> float:
+    """Seconds that a group's plan costs per step, on average over its schedule.
+
+    The similarity is a batch of products; the greedy loop passes over it once a pick, on chip.
+    """
+    windows, region = group.windows, group.regions[0]
+    problems = windows.count * int(region.entry.meta["val"].shape[0])
+    n, d = windows.size, windows.destinations
+    rates = profile.rates(torch.float32)
+    similarity = 2 * problems * n * n * region.channels / rates.batched
+    greedy = 4 * problems * d * n * n / (_ON_CHIP * profile.bandwidth)
+    weights = 8 * problems * d * n / profile.bandwidth
+    selecting = similarity + greedy + 3 * profile.launch
+    weighing = similarity + weights + 2 * profile.launch
+    return selecting / config.select_every + weighing / config.weigh_every
+
+
+_ON_CHIP = 8.0  # how much faster than elementwise kernels from memory a cached loop runs
+
+
+def plan_bytes(groups: Iterable[Group]) -> int:
+    """Memory of the plans: destinations, and the matrices that merge and unmerge."""
+    found = 0
+    for group in groups:
+        value = group.regions[0].entry.meta["val"]
+        windows = group.windows
+        picks = int(value.shape[0]) * windows.count * windows.destinations
+        found += 8 * picks + 2 * picks * windows.size * value.element_size()
+    return found
+
+
+def total(works: Iterable[Work], profile: DeviceProfile) -> float:
+    return sum(work.seconds(profile) for work in works)
+
+
+def _merging(region: Region, windows: Windows) -> list[Work]:
+    """The products that merge the entry and unmerge at each exit."""
+    value = region.entry.meta["val"]
+    rows, dtype = int(value.shape[0]), value.dtype
+    widths = [region.channels]
+    widths += [shape(node)[-1] for node, step in region.steps.items() if step.exit is not None]
+    moved = rows * (windows.tokens + windows.merged) * value.element_size()
+    pairs = 2 * rows * windows.merged * windows.size
+    return [Work("batched", pairs * width, moved * width, dtype) for width in widths]
+
+
+class _shares:  # noqa: N801 - a function with memory
+    """How much of each tensor of a region is left on merged tokens."""
+
+    def __init__(self, region: Region, windows: Windows) -> None:
+        self._region = region
+        self._kept = windows.merged / windows.tokens
+
+    def __call__(self, node: fx.Node) -> float:
+        if node is self._region.entry:
+            layout: object = self._region.layout
+        else:
+            step: Step | None = self._region.steps.get(node)
+            layout = step.layout if step is not None else None
+        if not isinstance(layout, TokenLayout) or not layout.is_merged:
+            return 1.0
+        left = sum(s.length * (self._kept if s.merged else 1.0) for s in layout.segments)
+        return left / layout.length

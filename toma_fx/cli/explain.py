@@ -1,0 +1,44 @@
+"""`toma-fx explain`: what would be merged, and what it is worth, without running the model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import toma_fx
+from toma_fx.cli.inputs import inputs_for
+from toma_fx.cli.options import add_config, add_dtype, add_model, config_of, dtype_of
+from toma_fx.cli.presets import build, find_preset
+from toma_fx.picture import save_picture
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, default=None, size=1024)
+    add_config(parser)
+    parser.add_argument("--device", help="profile that predicts (default: this machine)")
+    add_dtype(parser, "bfloat16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report; - for stdout")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the regions")
+
+
+def run(given: argparse.Namespace) -> None:
+    config = config_of(given, **({"device": given.device} if given.device else {}))
+    preset = find_preset(given.model)
+    with Console(stderr=True).status(f"tracing {given.model} on the meta device"):
+        model = build(preset, torch.device("meta"), dtype_of(given.dtype))
+        inputs = inputs_for(model, given.height, given.width, given.batch)
+        report = toma_fx.explain(model, config=config, **inputs)
+    text = json.dumps(report.to_dict(), indent=2)
+    if given.json == Path("-"):
+        sys.stdout.write(text + "\n")
+    else:
+        print(report, end="")
+        if given.json:
+            given.json.write_text(text + "\n")
+    if given.png:
+        print(f"wrote {save_picture(report, given.png)}", file=sys.stderr)

@@ -1,0 +1,73 @@
+"""What several commands take: a model, a picture size, and fields of `TomaConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any
+
+import torch
+
+from toma_fx.config import TomaConfig, split_options
+from toma_fx.errors import ConfigError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_model(parser: argparse.ArgumentParser, *, default: str | None, size: int) -> None:
+    """The model and the picture's size."""
+    parser.add_argument(
+        "model",
+        nargs="?" if default else None,
+        default=default,
+        help="a preset (sdxl, flux-dev, sd15, sd21, sd35-medium, sd35-large, sdxl-small, "
+        "flux-small), a diffusers model or pipeline folder, or a config.json",
+    )
+    parser.add_argument("--height", type=int, default=size, help=f"pixels (default: {size})")
+    parser.add_argument("--width", type=int, default=size, help=f"pixels (default: {size})")
+    parser.add_argument("--batch", type=int, help="items; default: what one picture needs")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The ratio, and every other field as `--set name=value`."""
+    parser.add_argument("--ratio", type=float, default=0.5, help="share of tokens removed")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="fields",
+        help="another field of TomaConfig: --set window=16 --set order=hilbert",
+    )
+
+
+def config_of(given: argparse.Namespace, **fields: Any) -> TomaConfig:
+    """The configuration that the arguments describe.
+
+    Raises:
+        ConfigError: a field is unknown or out of range, or lacks its value.
+    """
+    for pair in given.fields:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes NAME=VALUE, not {pair!r}")
+        fields[name.strip()] = _value(text)
+    return split_options({"ratio": given.ratio, **fields}, ())[0]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    return _DTYPES[name]
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--dtype", choices=list(_DTYPES), default=default, help=f"default: {default}"
+    )
+
+
+def _value(text: str) -> Any:
+    """Numbers, tuples, True and None as Python writes them; anything else is a word."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
