@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import BackendCompilerFailed
 
 from toma_fx.backend import rewrite
 from toma_fx.config import TomaConfig
+from toma_fx.errors import TomaError
 from toma_fx.report import Report
 
 
@@ -31,6 +33,9 @@ def explain(
 
     Returns:
         The report over all graphs of the model; one graph where there is no graph break.
+
+    Raises:
+        ConfigError: no profile has the name `config.device`.
     """
     report = Report()
     config = config or TomaConfig()
@@ -40,8 +45,13 @@ def explain(
         report.extend(result.report)
         return _shapes_only(result.graph_module)
 
-    with torch.no_grad():
-        torch.compile(_fresh_frame(), backend=collect)(model, args, kwargs)
+    try:
+        with torch.no_grad():
+            torch.compile(_fresh_frame(), backend=collect)(model, args, kwargs)
+    except BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, TomaError):
+            raise error.inner_exception from None
+        raise
     return report
 
 

@@ -56,12 +56,12 @@ def test_a_measurement_is_kept_and_used(empty_cache: Path) -> None:
     assert len(list((empty_cache / "toma_fx").iterdir())) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0}', '{"format": 1}', "null"])
-def test_a_broken_cache_is_measured_anew(empty_cache: Path, content: str) -> None:
+def test_a_broken_cache_counts_as_none(empty_cache: Path) -> None:
     measured = measure_device(CPU)
     (file,) = (empty_cache / "toma_fx").iterdir()
-    file.write_text(content)
-    assert find_profile(None, CPU) is PROFILES["cpu"]
+    for content in ("", "{", "[]", '{"format": 0}', '{"format": 1}', "null"):
+        file.write_text(content)
+        assert find_profile(None, CPU) is PROFILES["cpu"]
     assert isinstance(measure_device(CPU), DeviceProfile)
     assert json.loads(file.read_text())["name"] == measured.name
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.helpers import CHANNELS, SMALL, Block, Sequence, merged, repeated_tokens
+from tests.helpers import Block, Sequence, merged, repeated_tokens
 from toma_fx import TomaConfig, explain
-from toma_fx.devices import DeviceProfile, Rates
 from toma_fx.passes.forecast import MARGIN, Forecast
 
 
@@ -81,10 +80,7 @@ def test_a_model_of_two_graphs_adds_up() -> None:
     total = first.forecast + second.forecast
     first.extend(second)
     assert first.forecast == total
-    assert (
-        total.seconds_before == pytest.approx(first.forecast.seconds_before, abs=0)
-        and total.seconds_before > second.forecast.seconds_before
-    )
+    assert total.seconds_before > max(second.forecast.seconds_before, total.seconds_after)
 
 
 def test_a_faster_device_is_predicted_faster() -> None:
@@ -102,15 +98,3 @@ def test_the_model_counts_more_than_its_regions() -> None:
 )
 def test_a_gain_must_exceed_the_margin(after: float, gains: bool) -> None:
     assert Forecast(1.0, after).gains is gains
-
-
-def test_rates_that_forbid_merging_are_believed() -> None:
-    """A device that multiplies fast and starts slowly: every merge is a launch too many."""
-    rates = Rates(1e18, 1e18, 1e18, 1e18)
-    slow = DeviceProfile("slow", rates, rates, 1e18, 1.0, "none")
-    from toma_fx.passes.forecast import Predictor
-
-    run = merged(Block(), repeated_tokens(2, 64), **{**SMALL, "window": 4})
-    assert run.region.status == "merged"
-    assert CHANNELS == 16
-    assert Predictor(slow).profile is slow
