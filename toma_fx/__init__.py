@@ -5,9 +5,19 @@
 finds the attention and MLP regions of the traced graph and runs them on merged tokens.
 """
 
+from toma_fx.ahead import LoadedModel, export, load, transform
 from toma_fx.backend import last_report, rewrite, toma_backend
 from toma_fx.config import TomaConfig
-from toma_fx.errors import AutogradError, CannotRewrite, ConfigError, TomaError
+from toma_fx.errors import (
+    AutogradError,
+    CallError,
+    CannotRewrite,
+    ConfigError,
+    ExportError,
+    MismatchError,
+    PackageError,
+    TomaError,
+)
 from toma_fx.explain import explain
 from toma_fx.passes import RewriteResult
 from toma_fx.reference import select_destinations
@@ -16,8 +26,13 @@ from toma_fx.reuse import ReuseStats, reset, reuse_stats, stream
 
 __all__ = [
     "AutogradError",
+    "CallError",
     "CannotRewrite",
     "ConfigError",
+    "ExportError",
+    "LoadedModel",
+    "MismatchError",
+    "PackageError",
     "RegionReport",
     "Report",
     "ReuseStats",
@@ -25,11 +40,14 @@ __all__ = [
     "TomaConfig",
     "TomaError",
     "explain",
+    "export",
     "last_report",
+    "load",
     "reset",
     "reuse_stats",
     "rewrite",
     "select_destinations",
     "stream",
     "toma_backend",
+    "transform",
 ]

@@ -45,11 +45,11 @@ def toma_backend(
         ConfigError: an option is unknown or out of range.
         AutogradError: gradients are enabled and an input or parameter requires them.
     """
-    config, others = split_options(options, ("inner_backend", *_inductor_options()))
+    config, others = split_options(options, ("inner_backend", *inductor_options()))
     inner = others.pop("inner_backend", "inductor")
     _refuse_autograd(example_inputs)
     result = rewrite(gm, example_inputs, config)
-    _remember(result.report)
+    remember(result.report)
     compiled = _compile(result.graph_module, example_inputs, inner, mode, others)
     if result.graph_module is gm:
         return compiled
@@ -78,7 +78,8 @@ def last_report() -> Report:
     return _last
 
 
-def _remember(report: Report) -> None:
+def remember(report: Report) -> None:
+    """Keep a report as the latest, and warn of what it notes."""
     global _last
     _last = report
     if report.merged:
@@ -98,7 +99,8 @@ def _refuse_autograd(example_inputs: Sequence[Any]) -> None:
         )
 
 
-def _inductor_options() -> list[str]:
+def inductor_options() -> list[str]:
+    """Names of the options that Inductor knows."""
     known = torch._inductor.config.get_config_copy() if _copyable() else {}
     return [name.replace("-", "_") for name in known]
 

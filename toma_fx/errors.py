@@ -39,6 +39,22 @@ class CannotRewrite(TomaError):  # noqa: N818 - a refusal, not a failure: it is 
         return self.reason if self.node is None else f"{self.reason} (at {self.node.name})"
 
 
+class ExportError(TomaError, RuntimeError):
+    """A model cannot be exported or packaged; the message says at which step and why."""
+
+
+class PackageError(TomaError, ValueError):
+    """A file is no package of toma_fx, or not a whole one."""
+
+
+class MismatchError(PackageError):
+    """A package was built for another device, processor or torch release."""
+
+
+class CallError(TomaError, ValueError):
+    """A package was not built for the arguments of a call; the message lists what it serves."""
+
+
 class MissingPackageError(TomaError, ImportError):
     """An optional package is needed; the message names it and the extra that installs it."""
 

@@ -13,6 +13,8 @@ A plan of `W` windows of `n` slots with `d` destinations each, for `B` items:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,14 +48,20 @@ def pad_mask(
     return valid.view(-1, size)
 
 
-def select(similarities: Tensor, count: int, valid: Tensor | None, pairs: bool) -> Tensor:
+def select(
+    similarities: Tensor,
+    count: int,
+    valid: Tensor | None,
+    pairs: bool,
+    greedy: Callable[[Tensor, int, Tensor | None], Tensor] = reference.greedy,
+) -> Tensor:
     """`[B·W, d]` destinations; with `pairs`, item `i` shares those of item `i + B/2`."""
     units = reference.fixed_point(similarities)
     if not pairs:
-        return reference.greedy(units, count, valid)
+        return greedy(units, count, valid)
     half = units.shape[0] // 2
     both = torch.stack((units[:half], units[half:]), 1)
-    return reference.greedy(both, count, None if valid is None else valid[:half]).repeat(2, 1)
+    return greedy(both, count, None if valid is None else valid[:half]).repeat(2, 1)
 
 
 def _plan(

@@ -31,10 +31,15 @@ def similarity(tokens: Tensor) -> Tensor:
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         with torch.autocast(tokens.device.type, enabled=False):
-            unit = functional.normalize(tokens.float(), dim=-1)
-            return unit @ unit.transpose(-1, -2)
+            return cosines(tokens)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def cosines(tokens: Tensor) -> Tensor:
+    """`similarity` at whatever precision the surroundings allow: for graphs that a CPU runs."""
+    unit = functional.normalize(tokens.float(), dim=-1)
+    return unit @ unit.transpose(-1, -2)
 
 
 def fixed_point(similarities: Tensor) -> Tensor:

@@ -40,6 +40,16 @@ class ReuseStats:
     reuses: int = 0
     misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(guard.MISSES, 0))
 
+    def count(self, tally: Tensor) -> None:
+        """Add the counts of one graph's `tally`; on CUDA this waits for the device."""
+        counts = tally.tolist()
+        self.steps += counts[guard.STEPS]
+        self.selections += counts[guard.SELECTIONS]
+        self.weighings += counts[guard.WEIGHINGS]
+        self.reuses += counts[guard.REUSES]
+        for reason, number in zip(guard.MISSES, counts[guard.FIRST_MISS :], strict=True):
+            self.misses[reason] += number
+
 
 class PlanState:
     """The buffers of one compiled graph.
@@ -128,13 +138,7 @@ def reuse_stats(model: nn.Module) -> ReuseStats:
         total.groups += state.groups
         if state.tally is None:
             continue
-        counts = state.tally.tolist()
-        total.steps += counts[guard.STEPS]
-        total.selections += counts[guard.SELECTIONS]
-        total.weighings += counts[guard.WEIGHINGS]
-        total.reuses += counts[guard.REUSES]
-        for reason, count in zip(guard.MISSES, counts[guard.FIRST_MISS :], strict=True):
-            total.misses[reason] += count
+        total.count(state.tally)
     return total
 
 

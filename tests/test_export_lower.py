@@ -1,0 +1,78 @@
+"""Plans without Python: `plan_on_cpu` beside the operation that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from toma_fx import reference
+from toma_fx.ahead.lower import greedy_loop, lower_plans, plan_on_cpu
+from toma_fx.errors import ExportError
+from toma_fx.operations import REUSE, SELECT, WEIGH
+
+
+def random_units(seed: int, windows: int, items: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(windows * items, size, 4, generator=generator)
+    return reference.fixed_point(reference.similarity(tokens)).view(windows, items, size, size)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 2), st.integers(1, 9), st.data())
+def test_the_loop_picks_what_the_reference_picks(
+    seed: int, items: int, size: int, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, size))
+    valid = torch.ones(3, size, dtype=torch.bool)
+    valid[2, -1] = False
+    units = random_units(seed, 3, items, size)
+    for mask in (None, valid):
+        expected = reference.greedy(units.clone(), count, mask)
+        assert torch.equal(greedy_loop(units, count, mask), expected)
+
+
+def test_equal_tokens_are_taken_in_their_order() -> None:
+    units = torch.full((2, 5, 5), 2**16, dtype=torch.int32)
+    assert greedy_loop(units, 3).tolist() == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize("unmerge", ["transpose", "pinv"])
+@pytest.mark.parametrize(("tokens", "pairs"), [(32, True), (30, False)])
+def test_every_phase_does_what_the_operation_does(tokens: int, pairs: bool, unmerge: str) -> None:
+    """With an order, and with two pads at 30 tokens."""
+    hidden = torch.randn(2, tokens, 8)
+    order = torch.randperm(tokens)
+    order = torch.cat((order[:15], order[14:15], order[15:], order[-1:])) if tokens < 32 else order
+    plans = [
+        (torch.zeros(2, 2, 6, dtype=torch.int64), torch.zeros(4, 6, 16), torch.zeros(4, 16, 6))
+        for _ in range(2)
+    ]
+    for phase in (SELECT, REUSE, WEIGH):
+        for plan, operation in zip(plans, (plan_on_cpu, torch.ops.toma_fx.plan_), strict=True):
+            due = torch.tensor(phase, dtype=torch.int32)
+            operation(hidden, order, due, *plan, 1e-3, unmerge, pairs)
+        for ours, theirs in zip(*plans, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        hidden = hidden + torch.randn(hidden.shape)
+
+
+def graph_on(device: str) -> torch.fx.GraphModule:
+    graph = torch.fx.Graph()
+    inputs = [graph.placeholder(name) for name in ("hidden", "phase", "picks", "merge", "back")]
+    inputs[0].meta["val"] = torch.empty(1, 4, 2, device="meta" if device == "meta" else "cpu")
+    hidden, phase, *plan = inputs
+    arguments = (hidden, None, phase, *plan, 1e-3, "transpose", False)
+    graph.call_function(torch.ops.toma_fx.plan_.default, arguments)
+    graph.output(())
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
+
+
+def test_lowering_counts_plans_and_knows_its_devices() -> None:
+    gm = graph_on("cpu")
+    assert lower_plans(gm) == 1
+    assert lower_plans(gm) == 0
+    with pytest.raises(ExportError, match="no lowering for meta"):
+        lower_plans(graph_on("meta"))
