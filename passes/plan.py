@@ -35,9 +35,10 @@ def plan(regions: list[Region], config: TomaConfig, judge: Judge) -> list[Group]
         config: what the user chose.
         judge: predicts or measures; with `regions="auto"` it decides as well.
     """
+    early = _early_blocks(regions, config.skip_blocks)
     for region in regions:
         if region.status == "merged":
-            reason = _unwanted(region, config)
+            reason = _unwanted(region, config, early)
             if reason:
                 region.drop("skipped", reason)
     positions = {r.origin.key: r.positions for r in regions if r.origin and r.positions}
@@ -92,7 +93,17 @@ def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
     ]
 
 
-def _unwanted(region: Region, config: TomaConfig) -> str:
+def _early_blocks(regions: list[Region], count: int) -> set[str]:
+    """Paths of the first `count` blocks of each class, in graph order."""
+    blocks: dict[str, list[str]] = {}
+    for region in regions:
+        paths = blocks.setdefault(region.block_class, [])
+        if region.block_path not in paths:
+            paths.append(region.block_path)
+    return {path for paths in blocks.values() for path in paths[:count] if path}
+
+
+def _unwanted(region: Region, config: TomaConfig, early: set[str]) -> str:
     path = region.module_path
     if config.ratio == 0:
         return "ratio 0 removes no token"
@@ -102,6 +113,8 @@ def _unwanted(region: Region, config: TomaConfig) -> str:
         return "no pattern of include matches"
     if any(fnmatch(path, pattern) for pattern in config.exclude):
         return "a pattern of exclude matches"
+    if region.block_path in early:
+        return f"among the first {config.skip_blocks} of its class: skip_blocks"
     if region.tokens < config.min_tokens:
         return f"{region.tokens} tokens are fewer than min_tokens={config.min_tokens}"
     if config.cfg_pairs and region.entry.meta["val"].shape[0] % 2:

@@ -56,6 +56,18 @@ def toma_backend(
     return PlanState(result.graph_module, example_inputs).guarded(compiled)
 
 
+def plain_backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph as `toma_backend` would, without merging anything."""
+    others = dict(options or {})
+    return _compile(gm, example_inputs, others.pop("inner_backend", "inductor"), mode, others)
+
+
 def rewrite(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig | None = None
 ) -> RewriteResult:

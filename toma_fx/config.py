@@ -49,6 +49,9 @@ class TomaConfig:
             merging instead of predicting. Costs two compiles a class (SDXL has 6).
         include: patterns (as in `fnmatch`) over module paths; only matching regions are merged.
         exclude: patterns over module paths that stay at full length.
+        skip_blocks: the first blocks of each class stay at full length, as in the public code for
+            Flux (5). Early blocks settle the composition; a larger value is slower and nearer
+            to the plain picture.
         min_tokens: streams with fewer tokens stay at full length; below some size the launches
             cost more than the tokens.
         grid: `(height, width)` or `(frames, height, width)` in tokens, where the graph does not
@@ -80,6 +83,7 @@ class TomaConfig:
     regions: str | tuple[str, ...] = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    skip_blocks: int = 0
     min_tokens: int = 256
     grid: tuple[int, ...] | str | None = None
     cfg_pairs: bool | None = None
@@ -95,6 +99,7 @@ class TomaConfig:
         _number("temperature", self.temperature, low=0.0, open_low=True)
         for name in ("window", "select_every", "weigh_every", "min_tokens"):
             _count(name, getattr(self, name))
+        _count("skip_blocks", self.skip_blocks, least=0)
         _choice("order", self.order, ORDERS)
         _choice("unmerge", self.unmerge, UNMERGES)
         _choice("share", self.share, SHARES)
@@ -168,9 +173,9 @@ def _number(
         raise ConfigError(f"{name} must lie in {span}, not {value!r}")
 
 
-def _count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
+def _count(name: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

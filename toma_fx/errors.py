@@ -24,6 +24,10 @@ class ModelError(TomaError, ValueError):
     """A model cannot be built, or not called as asked; the message says which part and why."""
 
 
+class PipelineError(TomaError, ValueError):
+    """Token merging cannot be applied to this pipeline, or removed from it."""
+
+
 class CannotRewrite(TomaError):  # noqa: N818 - a refusal, not a failure: it is caught and reported
     """A region, or the whole graph, stays as it was.
 
