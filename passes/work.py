@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from toma_fx.devices.profile import DeviceProfile
-from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten, is_getitem, is_tensor, is_view, shape
+from toma_fx.passes.attentions import is_attention, token_axis
+from toma_fx.passes.graphs import LINEARS, aten, is_getitem, is_tensor, is_view, shape
 
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 _PRODUCTS = {
@@ -27,8 +28,10 @@ _PRODUCTS = {
     aten.einsum.default: "batched",
     **dict.fromkeys(LINEARS, "linear"),
     **dict.fromkeys(_CONVOLUTIONS, "convolution"),
-    **dict.fromkeys(ATTENTIONS, "attention"),
 }
+
+# Passes over the weights before a product on a CPU: linears read them, convolutions reorder them.
+_PACKING = {"linear": 1.0, "attention": 0.0, "convolution": 3.0, "batched": 0.0}
 
 Share = Callable[[fx.Node], float]
 """The part of a tensor's elements that is left after merging."""
@@ -43,12 +46,14 @@ class Work:
         flops: of products; fused kernels are bound by their bytes.
         bytes: read and written.
         dtype: of the result.
+        weights: bytes of parameters among them.
     """
 
     kind: str
     flops: float
     bytes: float
     dtype: torch.dtype = torch.float32
+    weights: float = 0.0
 
     def seconds(self, profile: DeviceProfile) -> float:
         """The slower of arithmetic and memory, and the launch."""
@@ -57,7 +62,8 @@ class Work:
             return moving + profile.launch
         # Products stream their operands faster than an elementwise kernel with its arithmetic.
         rate = getattr(profile.rates(self.dtype), self.kind)
-        return float(max(self.flops / rate, moving / 2) + profile.launch)
+        packing = _PACKING[self.kind] * self.weights / profile.bandwidth if profile.packs else 0.0
+        return float(max(self.flops / rate, moving / 2) + packing + profile.launch)
 
 
 def full_length(node: fx.Node) -> float:
@@ -68,7 +74,7 @@ def full_length(node: fx.Node) -> float:
 def kernels(nodes: Iterable[fx.Node], share: Share = full_length) -> Iterator[Work]:
     """The kernels that compute some nodes; `share` says how much of each tensor is left."""
     for node in nodes:
-        if node.target in _PRODUCTS:
+        if _is_product(node):
             yield _product(node, share)
         elif is_stored(node):
             yield Work("fused", 0.0, _size(node, share) + _read(node, share), _dtype(node))
@@ -78,21 +84,22 @@ def is_stored(node: fx.Node) -> bool:
     """Whether a fused kernel ends at a node."""
     if node.op != "call_function" or not is_tensor(node) or _passes(node):
         return False
-    if node.target in _PRODUCTS:
+    if _is_product(node):
         return False
     readers = list(_readers(node))
-    return len(readers) > 1 or any(r.op == "output" or r.target in _PRODUCTS for r in readers)
+    return len(readers) > 1 or any(r.op == "output" or _is_product(r) for r in readers)
 
 
 def flops(node: fx.Node, share: Share = full_length) -> float:
     """Multiply-adds counted twice, as the paper does; 0 for anything that is no product."""
-    if node.target in ATTENTIONS:
+    if is_attention(node):
         query, key, value = node.args[:3]
-        pairs = math.prod(shape(query)[:-1]) * share(query) * shape(key)[-2] * share(key)
+        tokens = shape(key)[token_axis(node)]
+        pairs = math.prod(shape(query)[:-1]) * share(query) * tokens * share(key)
         return 2 * pairs * (shape(query)[-1] + shape(value)[-1])
     if node.target in _CONVOLUTIONS:
         return 2 * math.prod(shape(node)) * math.prod(shape(node.args[1])[1:])
-    if node.target in _PRODUCTS and is_tensor(node.args[0]):
+    if _is_product(node) and is_tensor(node.args[0]):
         contracted = node.args[1] if node.target in (aten.addmm.default,) else node.args[0]
         return 2 * math.prod(shape(node)) * share(node) * shape(contracted)[-1]
     return 0.0
@@ -100,7 +107,13 @@ def flops(node: fx.Node, share: Share = full_length) -> float:
 
 def _product(node: fx.Node, share: Share) -> Work:
     moved = _size(node, share) + sum(_size(s, share) for s in node.all_input_nodes)
-    return Work(_PRODUCTS[node.target], flops(node, share), moved, _dtype(node))
+    kind = _PRODUCTS.get(node.target, "attention")
+    weights = _size(node.args[1], share) if kind in ("linear", "convolution") else 0.0
+    return Work(kind, flops(node, share), moved, _dtype(node), weights)
+
+
+def _is_product(node: fx.Node) -> bool:
+    return node.target in _PRODUCTS or is_attention(node)
 
 
 def _passes(node: fx.Node) -> bool:
@@ -133,7 +146,7 @@ def _read(node: fx.Node, share: Share) -> float:
 
 
 def _is_kernel(node: fx.Node) -> bool:
-    return node.target in _PRODUCTS or is_stored(node)
+    return _is_product(node) or is_stored(node)
 
 
 def _size(node: fx.Node, share: Share) -> float:

@@ -59,7 +59,7 @@ def test_a_measurement_is_kept_and_used(empty_cache: Path) -> None:
 def test_a_broken_cache_counts_as_none(empty_cache: Path) -> None:
     measured = measure_device(CPU)
     (file,) = (empty_cache / "toma_fx").iterdir()
-    for content in ("", "{", "[]", '{"format": 0}', '{"format": 1}', "null"):
+    for content in ("", "{", "[]", '{"format": 0}', '{"format": 2}', "null"):
         file.write_text(content)
         assert find_profile(None, CPU) is PROFILES["cpu"]
     assert isinstance(measure_device(CPU), DeviceProfile)

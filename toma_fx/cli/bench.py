@@ -41,7 +41,7 @@ def run(given: argparse.Namespace) -> None:
     model = build(find_preset(given.model), device, dtype_of(given.dtype))
     inputs = inputs_for(model, given.height, given.width, given.batch)
     with torch.no_grad():
-        calls = _contestants(model, inputs, config, given.mode)
+        calls = contestants(model, inputs, config, given.mode)
         for name in track(list(calls), "compiling", console=console, transient=True):
             calls[name]()
         report = toma_fx.last_report()
@@ -50,7 +50,7 @@ def run(given: argparse.Namespace) -> None:
     _show(seconds, report, console)
 
 
-def _contestants(
+def contestants(
     model: torch.nn.Module, inputs: dict[str, Any], config: TomaConfig, mode: str | None
 ) -> dict[str, Callable[[], Any]]:
     fields = {name: getattr(config, name) for name in TomaConfig.field_names()}

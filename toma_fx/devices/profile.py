@@ -38,6 +38,7 @@ class DeviceProfile:
         bandwidth: bytes per second of elementwise kernels.
         launch: seconds that every kernel costs beside its work.
         source: where the numbers come from.
+        packs: whether products rearrange their weights at every call, as CPU libraries do.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DeviceProfile:
     bandwidth: float
     launch: float
     source: str
+    packs: bool = False
 
     def rates(self, dtype: torch.dtype) -> Rates:
         """The rates of a precision; float64 counts as float32."""
@@ -92,6 +94,7 @@ PROFILES: dict[str, DeviceProfile] = {
             1.5e10,
             1e-5,
             "two cores of a server with AVX-512, rounded; measure_device() knows better",
+            packs=True,
         ),
     )
 }
