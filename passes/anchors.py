@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten, common_module, shape
+from toma_fx.passes.attentions import is_attention, token_axis
+from toma_fx.passes.graphs import LINEARS, aten, common_module, shape
 from toma_fx.passes.inputs import Inputs
 
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default)
@@ -77,7 +78,7 @@ def _attention_kind(attention: fx.Node, walk: _Walk, tokens: int) -> str:
     key: fx.Node = attention.args[1]
     if key not in walk.reached:
         return "cross_attention"
-    return "self_attention" if shape(key)[-2] == tokens else "joint_attention"
+    return "self_attention" if shape(key)[token_axis(attention)] == tokens else "joint_attention"
 
 
 class _Walk:
@@ -119,7 +120,7 @@ class _Walk:
             node = heapq.heappop(heap)[1]
             if node in self.reached or node.op == "output":
                 continue
-            if node.target in ATTENTIONS:
+            if is_attention(node):
                 self.attentions += [node] * (node not in self.attentions)
             elif node.target in LINEARS:
                 fresh = node not in self.outer and node.args[0] not in self._normed

@@ -20,13 +20,8 @@ from torch import fx
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.anchors import find_entries
-from toma_fx.passes.graphs import (
-    ATTENTIONS,
-    common_module,
-    is_tensor,
-    op_name,
-    shape,
-)
+from toma_fx.passes.attentions import is_attention
+from toma_fx.passes.graphs import common_module, is_tensor, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Segment, TokenLayout, tables
 from toma_fx.passes.propagate import Propagation
 from toma_fx.passes.region import Positions, Region
@@ -205,7 +200,7 @@ def _unreached(graph: fx.Graph, regions: list[Region]) -> list[Region]:
     reached = {anchor for region in regions for anchor in region.anchors}
     found = []
     for node in graph.nodes:
-        if node.target in ATTENTIONS and node not in reached:
+        if is_attention(node) and node not in reached:
             query: fx.Node = node.args[0]
             region = Region("self_attention", query, (), (node,), common_module([node])[0])
             region.drop("refused", f"no linear projection of hidden states feeds {node.name}")
@@ -226,7 +221,7 @@ def _without_text_twins(regions: list[Region]) -> list[Region]:
         anchor
         for region in regions
         for anchor in region.anchors
-        if region.origin is not None and anchor.target in ATTENTIONS
+        if region.origin is not None and is_attention(anchor)
     }
     return [
         region

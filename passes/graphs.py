@@ -13,7 +13,6 @@ from torch import fx
 aten = torch.ops.aten
 
 LINEARS = (aten.linear.default,)
-ATTENTIONS = (aten.scaled_dot_product_attention.default,)
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
@@ -50,6 +49,11 @@ def op_name(node: fx.Node) -> str:
     if node.op != "call_function":
         return f"{node.op} {node.target}"
     return str(node.target)
+
+
+def schema_name(node: fx.Node) -> str:
+    """`aten::linear`: known also of operations whose package is not imported yet; `""` without."""
+    return getattr(getattr(node.target, "_schema", None), "name", "")
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, str]]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from toma_fx.passes.graphs import ATTENTIONS, LINEARS, aten
+from toma_fx.passes.attentions import is_attention
+from toma_fx.passes.graphs import LINEARS, aten
 
 _LEARNED = (
     *LINEARS,
-    *ATTENTIONS,
     aten.conv1d.default,
     aten.conv2d.default,
     aten.conv3d.default,
@@ -48,7 +48,7 @@ class Inputs:
             for source in node.all_input_nodes:
                 mask |= self._mask[source]
             self._mask[node] = mask
-            learned = mask and node.target in _LEARNED
+            learned = mask and (node.target in _LEARNED or is_attention(node))
             downstream = any(source in self._learned for source in node.all_input_nodes)
             if learned and not downstream:
                 self.features |= self._operands(node)
@@ -59,7 +59,7 @@ class Inputs:
 
     def _operands(self, node: fx.Node) -> int:
         """Inputs behind what is multiplied or normalised; an attention mask is neither."""
-        operands = node.args[:3] if node.target in ATTENTIONS else node.args[:2]
+        operands = node.args[:3] if is_attention(node) else node.args[:2]
         mask = 0
         for operand in operands:
             if isinstance(operand, fx.Node):

@@ -1,11 +1,11 @@
-"""Small models in the architectures of SDXL and Flux, and inputs for them."""
+"""Small models in the architectures of diffusion pipelines, and inputs for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
 
@@ -110,5 +110,67 @@ def flux_inputs(
         "img_ids": positions(height, width),
         "txt_ids": torch.zeros(text, 3),
         "guidance": torch.full((batch,), 3.5),
+        "return_dict": False,
+    }
+
+
+def stable_diffusion(**changes: Any) -> UNet2DConditionModel:
+    """Stable Diffusion 1.5's layout: attention at the top level, projections by convolution."""
+    return sdxl(
+        **{
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "transformer_layers_per_block": 1,
+            "attention_head_dim": 4,
+            "addition_embed_type": None,
+            "projection_class_embeddings_input_dim": None,
+            "addition_time_embed_dim": None,
+            "use_linear_projection": False,
+            **changes,
+        }
+    )
+
+
+def stable_diffusion_inputs(
+    model: UNet2DConditionModel, height: int, width: int, batch: int = 2
+) -> dict[str, Any]:
+    return {
+        "sample": torch.randn(batch, 4, height, width),
+        "timestep": torch.tensor(500.0),
+        "encoder_hidden_states": torch.randn(batch, 77, model.config.cross_attention_dim),
+        "return_dict": False,
+    }
+
+
+def sd3(**changes: Any) -> SD3Transformer2DModel:
+    """Stable Diffusion 3.5's layout; `dual_attention_layers=(0, 1)` is that of the medium model."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "sample_size": 32,
+        "patch_size": 2,
+        "in_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 64,
+        "pooled_projection_dim": 32,
+        "out_channels": 4,
+        "pos_embed_max_size": 48,
+        "qk_norm": "rms_norm",
+    }
+    return SD3Transformer2DModel(**{**settings, **changes}).eval()
+
+
+def sd3_inputs(
+    model: SD3Transformer2DModel, height: int, width: int, batch: int = 2
+) -> dict[str, Any]:
+    """Latents of `height × width`; a token is a patch of 2 × 2."""
+    config = model.config
+    return {
+        "hidden_states": torch.randn(batch, config.in_channels, height, width),
+        "encoder_hidden_states": torch.randn(batch, 20, config.joint_attention_dim),
+        "pooled_projections": torch.randn(batch, config.pooled_projection_dim),
+        "timestep": torch.full((batch,), 500.0),
         "return_dict": False,
     }

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graphs import is_getitem, op_name
+from toma_fx.passes.graphs import is_getitem, op_name, schema_name
 from toma_fx.passes.layout import Segment, Step, TokenLayout
 
 
@@ -40,7 +40,7 @@ _RULES: dict[Any, Rule] = {}
 
 
 def layout_rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for operations; a second rule for one operation is a mistake."""
+    """Register a rule for operations, or names of schemas; a second for one is a mistake."""
 
     def register(rule: Rule) -> Rule:
         for target in targets:
@@ -62,7 +62,7 @@ def find_rule(node: fx.Node) -> Rule:
         raise CannotRewrite("the graph's output reads a merged tensor at full length", node)
     if is_getitem(node):
         return _getitem
-    rule = _RULES.get(node.target)
+    rule = _RULES.get(node.target) or _RULES.get(schema_name(node))
     if rule is not None:
         return rule
     tags = getattr(node.target, "tags", ())

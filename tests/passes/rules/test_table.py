@@ -51,7 +51,8 @@ def test_a_second_rule_for_an_operation_is_a_mistake() -> None:
 def test_supported_operations_are_sorted_names() -> None:
     names = supported_operations()
     assert names == sorted(set(names))
-    assert "aten.scaled_dot_product_attention.default" in names
+    assert "aten::scaled_dot_product_attention" in names
+    assert "aten.linear.default" in names
     assert "aten.roll.default" not in names
 
 
