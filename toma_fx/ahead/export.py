@@ -120,7 +120,12 @@ def _compile(program: ExportedProgram, entry: Entry, options: dict[str, Any]) ->
     args, kwargs = program.example_inputs
     # Strings that C++ reads without a JSON parser: the order of the inputs.
     names = {"toma_fx_inputs": ",".join(leaf.path for leaf in entry.call.tensors)}
-    more = {"aot_inductor.package": True, "aot_inductor.metadata": names}
+    more = {
+        "aot_inductor.package": True,
+        "aot_inductor.metadata": names,
+        # Inductor writes weights of a few elements into the code, where nobody could exchange them.
+        "always_keep_tensor_constants": True,
+    }
     start = time.perf_counter()
     try:
         with torch.no_grad():

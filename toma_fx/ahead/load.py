@@ -126,7 +126,7 @@ class _Runner:
         return self.entry.call.differs(given, defaults, shapes=not self.entry.dynamic)
 
     def run(self, given: Mapping[str, Any]) -> Any:
-        inputs = [given[leaf.path] for leaf in self.entry.call.tensors]
+        inputs = [given[leaf.path].contiguous() for leaf in self.entry.call.tensors]
         try:
             with torch.no_grad():
                 results = self._loader.run(inputs)

@@ -104,7 +104,9 @@ class Call:
 def sorted_call(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with those by name in the order of the signature, as `torch.export` has them.
+    """The arguments as they are exported: by name in the order of the signature, contiguous.
+
+    Generated code takes the strides of the example for granted, so they are the plain ones.
 
     Raises:
         ExportError: the model cannot be called with them.
@@ -115,7 +117,13 @@ def sorted_call(
         raise ExportError(f"the model cannot be called so: {error}") from error
     names = [name for name in signature.parameters if name in kwargs]
     rest = [name for name in kwargs if name not in names]
-    return tuple(args), {name: kwargs[name] for name in (*names, *rest)}
+    call = tuple(args), {name: kwargs[name] for name in (*names, *rest)}
+    found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(contiguous, call)
+    return found
+
+
+def contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def describe_call(

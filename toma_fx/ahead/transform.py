@@ -51,7 +51,9 @@ def transform(program: ExportedProgram, config: TomaConfig | None = None) -> Exp
     module = program.module(check_guards=False)
     flat = flattened(module)
     placeholders = flat.graph.find_nodes(op="placeholder")
-    result = rewrite(flat, [node.meta["val"] for node in placeholders], config or TomaConfig())
+    args, kwargs = program.example_inputs or _examples(program, placeholders)
+    # Not the program's own fake inputs: reading a dynamic size of those would fix it for good.
+    result = rewrite(flat, pytree.tree_leaves((args, kwargs)), config or TomaConfig())
     remember(result.report)
     merged = result.graph_module
     if merged is flat:
@@ -61,7 +63,6 @@ def transform(program: ExportedProgram, config: TomaConfig | None = None) -> Exp
     restore_names(merged, module)
     merged.graph.set_codegen(module.graph._codegen)
     merged.recompile()
-    args, kwargs = program.example_inputs or _examples(program, placeholders)
     return exported(merged, args, kwargs)
 
 
