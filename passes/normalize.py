@@ -29,7 +29,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graphs import aten, writes
+from toma_fx.passes.graphs import aten, is_view, writes
+from toma_fx.passes.interpret import Specialised, Tracing
 
 # What tracing raises where an operation needs a number that is still symbolic.
 _SYMBOLIC = (GuardOnDataDependentSymNode, DataDependentOutputException)
@@ -49,16 +50,18 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
     mode = detect_fake_mode(example_inputs) or FakeTensorMode(allow_non_fake_inputs=True)
     static = [_static(value, mode) for value in example_inputs]
     try:
-        traced = _trace(fx.Interpreter(gm), static)
+        traced = _trace(Tracing(gm), static)
     except _SYMBOLIC:
         # Only then: a number that changes at every call would compile anew at every call.
         try:
-            traced = _trace(_Specialised(gm), static)
+            traced = _trace(Specialised(gm), static)
         except _SYMBOLIC as error:
             raise CannotRewrite(f"data-dependent control flow: {type(error).__name__}") from error
     if any(node.target is torch.amp.autocast_mode._enter_autocast for node in traced.graph.nodes):
         raise CannotRewrite("autocast inside the model: wrap the call in it, or cast the model")
+    _drop_unread_writes(traced)
     _drop_no_ops(traced)
+    _refuse_unknown_constants(traced)
     keep_metadata(gm, traced)
     return traced
 
@@ -100,21 +103,6 @@ def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
             new._dynamo_source = old._dynamo_source
 
 
-class _Specialised(fx.Interpreter):
-    """Runs a graph with the numbers that Dynamo saw, where it left them symbolic.
-
-    Under `dynamic=True` Python floats (an epsilon, a dropout rate) arrive as tensors of which the
-    graph takes the `item()`. Reading the number adds a guard on it.
-    """
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "call_method" and n.target == "item":
-            value = n.meta.get("example_value")
-            if isinstance(value, torch.SymFloat):
-                return float(value)
-        return super().run_node(n)
-
-
 def _static(value: Any, mode: FakeTensorMode) -> Any:
     if isinstance(value, torch.SymInt):
         return int(value)
@@ -128,6 +116,27 @@ def _static(value: Any, mode: FakeTensorMode) -> Any:
     strides = [int(stride) for stride in value.stride()]
     with value.fake_mode:
         return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+
+
+def _drop_unread_writes(gm: fx.GraphModule) -> None:
+    """Remove writes into tensors that nobody reads: what is left of a mask that was not needed."""
+    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        if not writes(node) or node.users or not isinstance(node.args[0], fx.Node):
+            continue
+        written = node.args[0]
+        fresh = written.op == "call_function" and not is_view(written) and not writes(written)
+        if fresh and list(written.users) == [node]:
+            gm.graph.erase_node(node)
+
+
+def _refuse_unknown_constants(gm: fx.GraphModule) -> None:
+    """Tensors that tracing lost sight of (under `vmap`) become constants without values."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        if isinstance(getattr(gm, node.target, None), FakeTensor):
+            flex = any("flex_attention" in str(other.target) for other in gm.graph.nodes)
+            what = "flex_attention with a score function or a mask" if flex else "vmap"
+            raise CannotRewrite(f"tracing cannot follow {what}")
 
 
 def _drop_no_ops(gm: fx.GraphModule) -> None:
