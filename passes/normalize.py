@@ -126,8 +126,21 @@ def _drop_unread_writes(gm: fx.GraphModule) -> None:
             continue
         written = node.args[0]
         fresh = written.op == "call_function" and not is_view(written) and not writes(written)
-        if fresh and list(written.users) == [node]:
+        if fresh and _only_for(node, written):
             gm.graph.erase_node(node)
+
+
+def _only_for(write: fx.Node, written: fx.Node) -> bool:
+    """Whether everything that reads a tensor ends in one write."""
+    waiting = [written]
+    while waiting:
+        for user in waiting.pop().users:
+            if user is write:
+                continue
+            if user.op == "output" or writes(user):
+                return False
+            waiting.append(user)
+    return True
 
 
 def _refuse_unknown_constants(gm: fx.GraphModule) -> None:
