@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,6 +27,7 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.merging import gather_rows, merge_tokens, unmerge_tokens
 from toma_fx.passes.clock import Clock, GuardInputs
 from toma_fx.passes.emit import Emitter
+from toma_fx.passes.expect import check_shape, facts, picture_of, restrided, strides
 from toma_fx.passes.graphs import map_leaves, shape
 from toma_fx.passes.groups import GroupNodes, OrderNodes
 from toma_fx.passes.hoist import Stage
@@ -117,7 +118,7 @@ class _Rewriter:
     def _copied(self, node: fx.Node) -> fx.Node:
         """A node outside of regions; evaluated again where an operand's strides have changed."""
         sources = node.all_input_nodes if node.op == "call_function" else []
-        if all(_strides(self._full(source)) == _strides(source) for source in sources):
+        if all(strides(self._full(source)) == strides(source) for source in sources):
             return self._graph.node_copy(node, self._full)
         args = map_leaves(node.args, lambda arg: self._full(arg) if _is_node(arg) else arg)
         kwargs = map_leaves(dict(node.kwargs), lambda a: self._full(a) if _is_node(a) else a)
@@ -131,10 +132,10 @@ class _Rewriter:
         if not isinstance(item, fx.Node):
             return item
         full = self._full(item)
-        strides = _strides(item)
-        if _strides(full) == strides:
+        wanted = strides(item)
+        if strides(full) == wanted:
             return full
-        return self._emit.inline(_restrided, full, strides, like=item)
+        return self._emit.inline(restrided, full, wanted, like=item)
 
     def _full(self, node: fx.Node) -> fx.Node:
         """A node at full length in natural order; put back into it once, where first needed."""
@@ -145,7 +146,7 @@ class _Rewriter:
     def _permuted(self, node: fx.Node, stage: Stage, back: bool) -> fx.Node:
         layout = stage.layouts[node]
         source = self._ordered[node] if back else self._natural[node]
-        start, _ = _picture(layout)
+        start, _ = picture_of(layout)
         order = self._order(stage.group, source.meta["val"].device)
         index = order.index(back, start, layout.length)
         return self._emit.inline(gather_rows, source, index, layout.axis, None, 0, like=node)
@@ -160,10 +161,10 @@ class _Rewriter:
         def table(item: AtDestinations, rows: fx.Node) -> fx.Node:
             layout = TokenLayout(0, None, item.segments)
             order = self._order(stage.group, rows.meta["val"].device)
-            return order.index(False, _picture(layout)[0], layout.length)
+            return order.index(False, picture_of(layout)[0], layout.length)
 
         self._ordered[node] = self._replay(node, step, operand, table, lambda s: s.length)
-        if _facts(self._ordered[node]) != _facts(node):
+        if facts(self._ordered[node]) != facts(node):
             raise CannotRewrite(f"in window order {node.name} has another shape", node)
 
     def _in_region(self, node: fx.Node, region: Region) -> None:
@@ -191,7 +192,7 @@ class _Rewriter:
 
         def table(item: AtDestinations, rows: fx.Node) -> fx.Node:
             layout = TokenLayout(0, None, item.segments)
-            index = self._plan(region).index(*_picture(layout), layout.length)
+            index = self._plan(region).index(*picture_of(layout), layout.length)
             if item.batch is None and shape(index)[0] > 1:
                 raise CannotRewrite("a table meets tokens whose batch is folded into another axis")
             return index
@@ -200,7 +201,7 @@ class _Rewriter:
             return windows.merged if segment.merged else segment.length
 
         new = self._replay(node, step, operand, table, length)
-        _check(node, new, step.layout, length)
+        check_shape(node, new, step.layout, length)
         # Results without merged tokens (text that leaves) stand for the node itself.
         (merged if step.layout is not None else self._natural)[node] = new
 
@@ -234,7 +235,7 @@ class _Rewriter:
     def _merge(self, region: Region) -> fx.Node:
         ordered = region.entry in self._ordered
         entry = self._ordered[region.entry] if ordered else self._full(region.entry)
-        start, length = _picture(region.layout)
+        start, length = picture_of(region.layout)
         assert region.group is not None
         assert self._phase is not None
         order = self._order(region.group, entry.meta["val"].device)
@@ -263,15 +264,15 @@ class _Rewriter:
             merged,
             plan.unmerging,
             None if ordered else order.inverse,
-            _picture(layout)[0],
+            picture_of(layout)[0],
             plan.windows.merged,
             like=node,
         )
         other = self._ordered[residual] if ordered else self._full(residual)
         args = (full, other, *node.args[2:]) if index == 0 else (other, full, *node.args[2:])
         new = self._emit.call(node.target, args, node.kwargs, like=node)
-        if _facts(new) != _facts(node):
-            raise CannotRewrite(f"the region's result is {_facts(new)}, not {_facts(node)}", node)
+        if facts(new) != facts(node):
+            raise CannotRewrite(f"the region's result is {facts(new)}, not {facts(node)}", node)
         (self._ordered if ordered else self._natural)[node] = new
 
     def _plan(self, region: Region) -> GroupNodes:
@@ -285,48 +286,5 @@ class _Rewriter:
         return self._orders[key]
 
 
-def _picture(layout: TokenLayout | None) -> tuple[int, int]:
-    """Where the merged segment starts, which is the same before and after merging; its length."""
-    assert layout is not None
-    if layout.pictures > 1:
-        raise CannotRewrite("a stream joined with itself has two pictures to put back")
-    start = 0
-    for segment in layout.segments:
-        if segment.merged:
-            return start, segment.length
-        start += segment.length
-    raise AssertionError("a merged layout has a merged segment")
-
-
-def _check(old: fx.Node, new: fx.Node, layout: Any, length: Callable[[Segment], int]) -> None:
-    """The replayed shape is the old one with the token axis shortened."""
-    if isinstance(layout, tuple) or not isinstance(new.meta["val"], torch.Tensor):
-        return
-    expected = list(shape(old))
-    if layout is not None:
-        expected[layout.axis] = sum(length(segment) for segment in layout.segments)
-    if tuple(expected) != shape(new):
-        raise CannotRewrite(f"merged shape is {shape(new)}, the layout says {tuple(expected)}", old)
-
-
 def _is_node(item: object) -> bool:
     return isinstance(item, fx.Node)
-
-
-def _strides(node: fx.Node) -> tuple[int, ...]:
-    """Strides of the axes that have more than one element; those of the others mean nothing."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(s if size > 1 else 0 for s, size in zip(value.stride(), value.shape, strict=True))
-
-
-def _restrided(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
-
-
-def _facts(node: fx.Node) -> tuple[Any, ...]:
-    value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return ()
-    return tuple(value.shape), value.dtype, value.device

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import toma_fx
-from tests.test_reuse import (
+from tests.tiny import (
     Oracle,
     Tiny,
     assert_adds_up,
