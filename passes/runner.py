@@ -1,14 +1,12 @@
-"""Runs the passes: times each, dumps graphs on request, counts, and catches the one refusal."""
+"""Runs the passes: times each, tells of it, counts, and catches the one refusal."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +27,7 @@ from toma_fx.passes.forecast import (
     unmerged_forecast,
 )
 from toma_fx.passes.hoist import hoist
+from toma_fx.passes.logs import record
 from toma_fx.passes.normalize import normalize
 from toma_fx.passes.plan import Judge, plan, unmatched_patterns
 from toma_fx.passes.region import Region
@@ -57,7 +56,7 @@ def run_passes(
 ) -> RewriteResult:
     """normalize → find → plan → hoist → rewrite → verify; `gm` comes back untouched on refusal.
 
-    `TOMA_FX_DUMP=<folder>` writes the graphs before and after as text.
+    `logs` says how to see the report and the graphs.
     """
     clock = _Clock()
     report = Report(seconds=clock.seconds)
@@ -78,7 +77,6 @@ def run_passes(
             )
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
-            _dump(normal, result)
     except CannotRewrite as refusal:
         result = gm
         report.notes.append(str(refusal))
@@ -94,6 +92,7 @@ def run_passes(
     ]
     counters["toma_fx"]["regions_merged"] += len(report.merged)
     counters["toma_fx"]["graphs_rewritten"] += result is not gm
+    record(report, normal, result if result is not gm else None)
     return RewriteResult(result, report)
 
 
@@ -158,17 +157,6 @@ def _reported(region: Region, profile: DeviceProfile) -> RegionReport:
         seconds_before=seconds.before,
         seconds_after=seconds.after if group else seconds.before,
     )
-
-
-def _dump(before: fx.GraphModule, after: fx.GraphModule) -> None:
-    folder = os.environ.get("TOMA_FX_DUMP")
-    if not folder:
-        return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    number = len(list(Path(folder).glob("*_before.txt")))
-    for name, gm in (("before", before), ("after", after)):
-        text = gm.print_readable(print_output=False)
-        (Path(folder) / f"{number:03}_{name}.txt").write_text(text)
 
 
 class _Clock:

@@ -189,13 +189,3 @@ def test_dynamic_shapes_equal_static_ones() -> None:
             results.append(compiled(**inputs)[0])
         assert len(last_report().merged) == 12
     assert torch.allclose(*results, rtol=1e-4, atol=1e-5)
-
-
-def test_graphs_are_dumped_on_request(
-    picture: Tensor, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TOMA_FX_DUMP", str(tmp_path))
-    run(Mlp(), picture)
-    before, after = ((tmp_path / f"000_{name}.txt").read_text() for name in ("before", "after"))
-    assert "toma_fx.plan_" not in before
-    assert "toma_fx.plan_" in after

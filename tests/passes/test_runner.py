@@ -1,11 +1,9 @@
-"""The runner: times, dumps, counts, and catches refusals."""
+"""The runner: times, counts, and catches refusals."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -42,18 +40,6 @@ def test_merged_regions_and_graphs_are_counted() -> None:
     merged(Block(), repeated_tokens(2, 64), ratio=0)
     delta = {key: value - before.get(key, 0) for key, value in counters["toma_fx"].items()}
     assert (delta["regions_merged"], delta["graphs_rewritten"]) == (2, 1)
-
-
-def test_graphs_are_dumped_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "new" / "dump"
-    monkeypatch.setenv("TOMA_FX_DUMP", str(folder))
-    for _ in range(2):
-        merged(Block(), repeated_tokens(2, 64))
-    merged(Block(), repeated_tokens(2, 64), ratio=0)
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["000_after.txt", "000_before.txt", "001_after.txt", "001_before.txt"]
-    assert "toma_fx.plan_" in (folder / "000_after.txt").read_text()
-    assert "toma_fx" not in (folder / "000_before.txt").read_text()
 
 
 class Unfolds(Block):
