@@ -19,7 +19,10 @@ FIELDS: dict[str, Any] = {
     "weigh_every": 2,
 }
 CONFIG = TomaConfig(**FIELDS)
-QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+QUICK: dict[str, Any] = {
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+    "aot_inductor.precompile_headers": False,
+}
 """The wrapper is most of what is compiled, and little of what a step takes."""
 
 

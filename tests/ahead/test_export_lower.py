@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from toma_fx import reference
+from toma_fx import kernels, reference
 from toma_fx.ahead.lower import greedy_loop, lower_plans, plan_on_cpu
 from toma_fx.errors import ExportError
 from toma_fx.operations import REUSE, SELECT, WEIGH
@@ -59,10 +60,21 @@ def test_every_phase_does_what_the_operation_does(tokens: int, pairs: bool, unme
         hidden = hidden + torch.randn(hidden.shape)
 
 
+def test_half_precision_plans_keep_their_dtype() -> None:
+    hidden, phase = torch.randn(1, 32, 8).bfloat16(), torch.tensor(SELECT, dtype=torch.int32)
+    plans = []
+    for operation in (plan_on_cpu, torch.ops.toma_fx.plan_):
+        matrices = (torch.zeros(2, 8, 16).bfloat16(), torch.zeros(2, 16, 8).bfloat16())
+        plans.append((torch.zeros(1, 2, 8, dtype=torch.int64), *matrices))
+        operation(hidden, None, phase, *plans[-1], 1e-3, "transpose", False)
+    assert all(torch.equal(a, b) for a, b in zip(*plans, strict=True))
+
+
 def graph_on(device: str) -> torch.fx.GraphModule:
     graph = torch.fx.Graph()
     inputs = [graph.placeholder(name) for name in ("hidden", "phase", "picks", "merge", "back")]
-    inputs[0].meta["val"] = torch.empty(1, 4, 2, device="meta" if device == "meta" else "cpu")
+    with FakeTensorMode():
+        inputs[0].meta["val"] = torch.empty(1, 4, 2, device=device)
     hidden, phase, *plan = inputs
     arguments = (hidden, None, phase, *plan, 1e-3, "transpose", False)
     graph.call_function(torch.ops.toma_fx.plan_.default, arguments)
@@ -76,3 +88,18 @@ def test_lowering_counts_plans_and_knows_its_devices() -> None:
     assert lower_plans(gm) == 0
     with pytest.raises(ExportError, match="no lowering for meta"):
         lower_plans(graph_on("meta"))
+
+
+@pytest.mark.skipif(not kernels.available(), reason="Triton is not installed")
+def test_plans_on_cuda_become_kernels() -> None:
+    gm = graph_on("cuda")
+    assert lower_plans(gm) == 1
+    kernel = torch.ops.toma_fx.plan_kernels_.default
+    (node,) = gm.graph.find_nodes(op="call_function", target=kernel)
+    assert len(node.args) == 9
+
+
+def test_plans_on_cuda_need_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toma_fx.ahead.lower.available", lambda: False)
+    with pytest.raises(ExportError, match="pip install triton"):
+        lower_plans(graph_on("cuda"))
