@@ -7,13 +7,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
-from toma_fx.cli import bench, doctor, explain
+from toma_fx.cli import bench, doctor, explain, package
 from toma_fx.errors import ConfigError, ModelError, TomaError
 
-_COMMANDS = {
+_COMMANDS: dict[str, tuple[Any, str]] = {
     "explain": (explain, "what would be merged and what it is worth, without running the model"),
     "bench": (bench, "time a denoising step on this machine, plain and merged"),
+    "export": (package.Export, "write a package of native code that runs without Python rewriting"),
+    "run-package": (package.RunPackage, "load such a package and time its steps"),
     "doctor": (doctor, "what is installed, and what that enables"),
 }
 _EXIT_CODES = "exit codes: 0 done, 1 it failed, 2 wrong arguments or configuration, 130 interrupted"
