@@ -67,7 +67,7 @@ def token_axis(node: fx.Node) -> int:
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments after query, key and value that were given, by their names in the schema."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in node.target._schema.arguments]
     return dict(zip(names[3:], node.args[3:], strict=False)) | node.kwargs
 
 

@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, is_view, writes
@@ -48,6 +49,10 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
         CannotRewrite: the graph cannot be traced.
     """
     mode = detect_fake_mode(example_inputs) or FakeTensorMode(allow_non_fake_inputs=True)
+    for value in example_inputs:
+        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):
+            kind = type(value).__name__
+            raise CannotRewrite(f"an input or parameter is a {kind}, as quantised weights are")
     static = [_static(value, mode) for value in example_inputs]
     try:
         traced = _trace(Tracing(gm), static)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
 from diffusers.models.transformers.transformer_flux import (
     FluxSingleTransformerBlock,
     FluxTransformerBlock,
@@ -179,8 +179,46 @@ def _single(
     return out[:, :T], out[:, T:]
 
 
+def _joint_dual(
+    block: Any,
+    how: HandMerge,
+    run: Any,
+    *,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb: Tensor,
+    **_: Any,
+) -> tuple[Tensor | None, Tensor]:
+    """Stable Diffusion 3.5: positions are added before the blocks, attention may be double."""
+    hidden, text = hidden_states, encoder_hidden_states
+    entry, gate, shift_mlp, scale_mlp, gate_mlp, *second = block.norm1(hidden, emb=temb)
+    if block.context_pre_only:
+        text_entry = block.norm1_context(text, temb)
+    else:
+        text_entry, *gates = block.norm1_context(text, emb=temb)
+    plan = how.plan(entry, run)
+    attention, context = block.attn(
+        hidden_states=plan.merge(entry), encoder_hidden_states=text_entry
+    )
+    hidden = hidden + plan.unmerge(gate.unsqueeze(1) * attention)
+    if second:
+        plan = how.plan(second[0], run)
+        attention = block.attn2(hidden_states=plan.merge(second[0]))
+        hidden = hidden + plan.unmerge(second[1].unsqueeze(1) * attention)
+    entry = block.norm2(hidden) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
+    plan = how.plan(entry, run)
+    hidden = hidden + plan.unmerge(gate_mlp.unsqueeze(1) * block.ff(plan.merge(entry)))
+    if block.context_pre_only:
+        return None, hidden
+    c_gate, c_shift, c_scale, c_gate_mlp = gates
+    text = text + c_gate.unsqueeze(1) * context
+    entry = block.norm2_context(text) * (1 + c_scale[:, None]) + c_shift[:, None]
+    return text + c_gate_mlp.unsqueeze(1) * block.ff_context(entry), hidden
+
+
 _FORWARDS: dict[type, Any] = {
     BasicTransformerBlock: _basic,
+    JointTransformerBlock: _joint_dual,
     FluxTransformerBlock: _joint,
     FluxSingleTransformerBlock: _single,
 }

@@ -41,7 +41,7 @@ def attention(node: fx.Node, flow: Flow) -> Step:
 
 def _step(node: fx.Node, layout: Any, changed: dict[str, Any]) -> Step:
     """The node's arguments where they were given, by position or by name."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in node.target._schema.arguments]
     args = (changed.get(n, arg) for n, arg in zip(names, node.args, strict=False))
     kwargs = {name: changed.get(name, argument) for name, argument in node.kwargs.items()}
     return Step(layout, tuple(args), kwargs)

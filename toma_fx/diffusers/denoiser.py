@@ -85,7 +85,7 @@ class CompiledCall:
             given = self._compile_options
             compiler = {name: given[name] for name in ("mode", "options") if name in given}
             chosen = {name: given[name] for name in ("fullgraph", "dynamic") if name in given}
-            backend = functools.partial(plain_backend, **compiler)
+            backend: Callable[..., Any] = functools.partial(plain_backend, **compiler)
             if which != "plain":
                 backend = self._merging_backend(True if which == "merged in pairs" else None)
             self._graphs[which] = torch.compile(_forward_of(self._model), backend=backend, **chosen)
