@@ -1,7 +1,7 @@
 """Attention kernels of other packages: recognised in their own layouts, or refused by name.
 
 None of the packages is needed: operations of the same names and schemas are defined here where
-they are missing, and compute what the real ones do.
+they are missing, and compute on a CPU what the real ones do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models import attention_dispatch  # noqa: F401 - registers its operation
 from torch import Tensor
 
 from tests.helpers import Attention, Cross, assert_exact, assert_untouched, repeated_tokens
@@ -26,15 +27,17 @@ def tokens_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def define(schema: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation of a schema, unless its package is installed."""
+    """The operation of a schema; the package's own, where it is installed, with a CPU kernel."""
     namespace, rest = schema.split("::")
     name = rest.split("(")[0]
-    if not hasattr(getattr(torch.ops, namespace), name):
-        library = torch.library.Library(namespace, "FRAGMENT")
+    library = torch.library.Library(namespace, "FRAGMENT")
+    _DEFINED.append(library)
+    if hasattr(getattr(torch.ops, namespace), name):
+        library.impl(name, run, "CPU")
+    else:
         library.define(rest)
         library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{namespace}::{name}", run, lib=library)
-        _DEFINED.append(library)
     return getattr(getattr(torch.ops, namespace), name)
 
 
