@@ -55,7 +55,7 @@ def measure(name: str, side: int, pictures: int, config: TomaConfig) -> dict[str
         exporting = time.perf_counter() - start
         size, loading = path.stat().st_size, loading_seconds(path)
         package = toma_fx.load(path)
-    jitted, compiling = compiled(model, inputs, config)
+    jitted = compiled(model, inputs, config)
     runs, results = contestants({"jitted": jitted, "package": package}, inputs)
     seconds = interleaved(runs, pictures * STEPS)
     ratios = [a / b for a, b in zip(seconds["jitted"], seconds["package"], strict=True)]
@@ -67,7 +67,6 @@ def measure(name: str, side: int, pictures: int, config: TomaConfig) -> dict[str
         "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "package_bytes": size,
         "export_seconds": exporting,
-        "compile_seconds": compiling,
         "load_seconds": loading,
         "step_seconds": {run: statistics.median(found) for run, found in seconds.items()},
         "speedup_over_jitted": statistics.median(ratios),
@@ -84,17 +83,13 @@ def loading_seconds(path: Path) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def compiled(
-    model: nn.Module, inputs: dict[str, Any], config: TomaConfig
-) -> tuple[Callable[..., Any], float]:
-    """The model through `torch.compile`, warm, and what its first call took."""
+def compiled(model: nn.Module, inputs: dict[str, Any], config: TomaConfig) -> Callable[..., Any]:
+    """The model through `torch.compile`, warm."""
     fields = {name: getattr(config, name) for name in TomaConfig.field_names()}
     run = torch.compile(model, backend="toma", fullgraph=True, options=fields)
-    start = time.perf_counter()
     run(**inputs)
-    seconds = time.perf_counter() - start
     toma_fx.reset(model)
-    return run, seconds
+    return run
 
 
 def contestants(
@@ -121,14 +116,14 @@ def relative(result: Tensor, expected: Tensor) -> float:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    names = ("model", "package", "export", "jit compile", "load", "step, jitted", "step, package")
+    names = ("model", "package", "export", "load", "step, jitted", "step, package")
     table = Table(*names, "ratio", "error", title="packages beside the jitted model")
     for row in rows:
         steps = row["step_seconds"]
         table.add_row(
             f"{row['model']} {row['side']}²",
             f"{row['package_bytes'] / 2**20:.0f} MiB",
-            *(seconds_text(row[f"{what}_seconds"]) for what in ("export", "compile", "load")),
+            *(seconds_text(row[f"{what}_seconds"]) for what in ("export", "load")),
             *(seconds_text(steps[run]) for run in ("jitted", "package")),
             f"{row['speedup_over_jitted']:.2f}×",
             f"{row['largest_relative_error']:.0e}",

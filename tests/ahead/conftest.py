@@ -43,7 +43,7 @@ def build(
 
 @pytest.fixture(scope="session")
 def sdxl_package(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    model = sdxl()
+    model = sdxl(mid_block_type=None)
     return build(tmp_path_factory, "sdxl", model, sdxl_inputs(model, 16, 16, batch=1))
 
 

@@ -19,10 +19,7 @@ FIELDS: dict[str, Any] = {
     "weigh_every": 2,
 }
 CONFIG = TomaConfig(**FIELDS)
-QUICK: dict[str, Any] = {
-    "aot_inductor.compile_wrapper_opt_level": "O0",
-    "aot_inductor.precompile_headers": False,
-}
+QUICK: dict[str, Any] = {"aot_inductor.compile_wrapper_opt_level": "O0"}
 """The wrapper is most of what is compiled, and little of what a step takes."""
 
 
