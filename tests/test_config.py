@@ -140,3 +140,10 @@ def test_an_option_like_no_other_gets_no_advice() -> None:
 def test_a_wrong_value_among_the_options_is_refused_too() -> None:
     with pytest.raises(ConfigError, match="ratio"):
         split_options({"ratio": "half"}, ())
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True, None, "5"])
+def test_skip_blocks_is_a_count(value: Any) -> None:
+    assert TomaConfig(skip_blocks=0).skip_blocks == 0
+    with pytest.raises(ConfigError, match="skip_blocks must be a whole number of at least 0"):
+        TomaConfig(skip_blocks=value)

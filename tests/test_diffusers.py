@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.models import sdxl, sdxl_inputs
 from tests.pipelines import PIPES, Pipe
-from toma_fx import ConfigError, TomaConfig, last_report, reset, reuse_stats
+from toma_fx import ConfigError, PipelineError, TomaConfig, last_report, reset, reuse_stats
 from toma_fx.diffusers import TokenMergingConfig, apply, disable, enable, is_applied, remove
 from toma_fx.diffusers.progress import Progress
 from toma_fx.errors import PipelineError

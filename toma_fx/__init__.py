@@ -16,6 +16,7 @@ from toma_fx.errors import (
     ExportError,
     MismatchError,
     PackageError,
+    PipelineError,
     TomaError,
 )
 from toma_fx.explain import explain
@@ -33,6 +34,7 @@ __all__ = [
     "LoadedModel",
     "MismatchError",
     "PackageError",
+    "PipelineError",
     "RegionReport",
     "Report",
     "ReuseStats",
