@@ -18,7 +18,6 @@ from tests.pipelines import PIPES, Pipe
 from toma_fx import ConfigError, PipelineError, TomaConfig, last_report, reset, reuse_stats
 from toma_fx.diffusers import TokenMergingConfig, apply, disable, enable, is_applied, remove
 from toma_fx.diffusers.progress import Progress
-from toma_fx.errors import PipelineError
 
 SMALL: dict[str, Any] = {"regions": "all", "window": 4, "min_tokens": 64}
 EAGER: dict[str, Any] = {"options": {"inner_backend": "eager"}}
