@@ -86,6 +86,9 @@ class _Pictures:
         value = region.entry.meta["val"]
         if value.dtype not in FLOATS:
             raise CannotRewrite(f"activations are {value.dtype}, not floating point", region.entry)
+        if value.shape[1] == 1:
+            region.drop("skipped", "a single token: there is nothing to merge")
+            return
         latent = [origin for origin in stream if origin.key in self._keys]
         if not latent:
             region.drop("skipped", "text stream: its tokens are never merged")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from toma_fx.cli import bench, doctor, explain, package
@@ -29,14 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     given, rest = _parser().parse_known_args(arguments)
     try:
-        if given.command == "demo":
-            from toma_fx.demo.__main__ import main as demo
-
-            return demo(rest)
-        if rest:
-            _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-        given.run(given)
-        return 0
+        with _quiet(given.verbose):
+            return _run(given, rest)
     except KeyboardInterrupt:
         return 130
     except (TomaError, OSError) as error:
@@ -45,6 +42,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         return _failed(error, given.verbose, 1)
+
+
+def _run(given: argparse.Namespace, rest: list[str]) -> int:
+    if given.command == "demo":
+        from toma_fx.demo.__main__ import main as demo
+
+        return demo(rest)
+    if rest:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    given.run(given)
+    return 0
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Without what other packages have to say, which hides the lines that matter."""
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _failed(error: Exception, verbose: bool, code: int) -> int:
