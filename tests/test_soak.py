@@ -79,7 +79,8 @@ def test_a_thousand_steps_leave_nothing_behind() -> None:
     assert_adds_up(stats, STEPS)
     assert min(counts(stats)[name] for name in ("steps", "selections", "weighings", "reuses")) > 100
     assert len(tensors) == 5
-    assert len(set(tensors)) == 1, f"live tensors: {tensors}"
+    # From the second fifth on: what earlier tests left behind is freed in the first.
+    assert len(set(tensors[1:])) == 1, f"live tensors: {tensors}"
     assert blocks[-1] - blocks[1] < STEPS // 2, f"blocks of Python's heap: {blocks}"
     assert bytes_[-1] - bytes_[1] < 16 * 2**20, f"bytes of the process: {bytes_}"
 
