@@ -9,7 +9,6 @@ import pytest
 
 from toma_fx.cli.main import main
 
-
 TINY = {
     "_class_name": "FluxTransformer2DModel",
     "in_channels": 16,

@@ -34,21 +34,21 @@ def measure_device(
     Returns:
         A profile; it is written to `$XDG_CACHE_HOME/toma_fx`, by device, threads and torch.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    known = None if again else cached(device)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    known = None if again else cached(where)
     if known is not None:
         return known
-    with torch.no_grad(), torch.device(device):
+    with torch.no_grad(), where:
         profile = DeviceProfile(
-            name=_name(device),
+            name=_name(where),
             half=_rates(torch.bfloat16),
             single=_rates(torch.float32),
             bandwidth=_bandwidth(),
             launch=_launch(),
-            packs=device.type == "cpu",
+            packs=where.type == "cpu",
             source=f"measured with torch {torch.__version__}",
         )
-    _write(_file(device), {"format": _FORMAT, **dataclasses.asdict(profile)})
+    _write(_file(where), {"format": _FORMAT, **dataclasses.asdict(profile)})
     return profile
 
 
@@ -58,7 +58,7 @@ def cached(device: torch.device) -> DeviceProfile | None:
         found = json.loads(_file(device).read_text())
         if found.pop("format") != _FORMAT:
             return None
-        half, single = (Rates(**found.pop(key)) for key in ("half", "single"))
+        half, single = Rates(**found.pop("half")), Rates(**found.pop("single"))
         return DeviceProfile(half=half, single=single, **found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
