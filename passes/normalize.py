@@ -27,11 +27,11 @@ from torch._subclasses.fake_tensor import (
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graphs import aten, is_view, writes
 from toma_fx.passes.interpret import Specialised, Tracing
+from toma_fx.passes.wrapped import is_wrapped, refuse_wrapped_activations, stand_in
 
 # What tracing raises where an operation needs a number that is still symbolic.
 _SYMBOLIC = (GuardOnDataDependentSymNode, DataDependentOutputException)
@@ -49,10 +49,6 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
         CannotRewrite: the graph cannot be traced.
     """
     mode = detect_fake_mode(example_inputs) or FakeTensorMode(allow_non_fake_inputs=True)
-    for value in example_inputs:
-        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):
-            kind = type(value).__name__
-            raise CannotRewrite(f"an input or parameter is a {kind}, as quantised weights are")
     static = [_static(value, mode) for value in example_inputs]
     try:
         traced = _trace(Tracing(gm), static)
@@ -67,6 +63,7 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
     _drop_unread_writes(traced)
     _drop_no_ops(traced)
     _refuse_unknown_constants(traced)
+    refuse_wrapped_activations(traced, example_inputs)
     keep_metadata(gm, traced)
     return traced
 
@@ -113,6 +110,8 @@ def _static(value: Any, mode: FakeTensorMode) -> Any:
         return int(value)
     if not isinstance(value, torch.Tensor):
         return value
+    if is_wrapped(value):
+        return stand_in(value, mode)
     if not isinstance(value, FakeTensor):
         return mode.from_tensor(value, static_shapes=True)
     if not value._has_symbolic_sizes_strides:

@@ -33,6 +33,7 @@ from toma_fx.passes.plan import Judge, plan, unmatched_patterns
 from toma_fx.passes.region import Region
 from toma_fx.passes.rewrite import RegionRefused, rewrite
 from toma_fx.passes.verify import verify
+from toma_fx.passes.wrapped import call_own_linears
 from toma_fx.report import RegionReport, Report
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ def run_passes(
             )
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
+            call_own_linears(result, example_inputs)
     except CannotRewrite as refusal:
         result = gm
         report.notes.append(str(refusal))
