@@ -25,6 +25,7 @@ from toma_fx.passes.clock import GuardInputs
 from toma_fx.passes.forecast import Forecast
 from toma_fx.passes.graphs import is_tensor, map_leaves, shape
 from toma_fx.passes.layout import AtDestinations, Step
+from toma_fx.passes.methods import METHODS
 from toma_fx.passes.region import Group, Region
 from toma_fx.passes.rewrite import rewrite
 from toma_fx.timing import interleaved
@@ -63,14 +64,15 @@ def region_class(region: Region) -> tuple[object, ...]:
 
 def _measured(region: Region, windows: Windows, config: TomaConfig) -> Forecast:
     plain, twin, sources = _cut_out(region)
-    group = Group(0, windows, None, regions=[twin])
+    group = Group(0, windows, config.method, regions=[twin])
     twin.group = group
     merged = rewrite(plain, [group], [], GuardInputs(None), config)
     inputs = [_random(source) for source in sources]
     runs = [_compiled(gm, inputs) for gm in (plain, merged)]
     for run in runs:
         run()
-    merged.toma_phase.fill_(REUSE)  # planning is counted apart: it is shared and reused
+    if METHODS[config.method].stateful:
+        merged.toma_phase.fill_(REUSE)  # planning is counted apart: it is shared and reused
     found = interleaved(dict(zip("01", runs, strict=True)), ROUNDS, inputs[0].device)
     before, after = map(statistics.median, found.values())
     return Forecast(before, after, "measured")

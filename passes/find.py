@@ -23,6 +23,7 @@ from toma_fx.passes.anchors import find_entries
 from toma_fx.passes.attentions import is_attention
 from toma_fx.passes.graphs import common_module, is_tensor, op_name, shape
 from toma_fx.passes.layout import AtDestinations, Segment, TokenLayout, tables
+from toma_fx.passes.methods import METHODS, Method
 from toma_fx.passes.propagate import Propagation
 from toma_fx.passes.region import Positions, Region
 from toma_fx.passes.streams import Stream, Streams
@@ -30,13 +31,18 @@ from toma_fx.passes.streams import Stream, Streams
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def find(analysis: Analysis, grid: tuple[int, ...] | str | None = None) -> list[Region]:
+def find(
+    analysis: Analysis,
+    grid: tuple[int, ...] | str | None = None,
+    method: Method = METHODS["toma"],
+) -> list[Region]:
     """All attention and MLP regions of a normalised graph, in graph order.
 
     Args:
         analysis: of the graph from `normalize`.
         grid: `TomaConfig.grid`; where several streams reach the output (a block compiled on its
             own), the one of this size is the picture.
+        method: which readers of an entry see merged tokens.
     """
     streams, position = analysis.streams, analysis.position
     entries = find_entries(analysis.graph, analysis.inputs)
@@ -48,7 +54,7 @@ def find(analysis: Analysis, grid: tuple[int, ...] | str | None = None) -> list[
         try:
             pictures.locate(region, streams.of(entry.node, 1))
             if region.layout is not None:
-                _prove(region, analysis)
+                _prove(region, analysis, method)
         except CannotRewrite as refusal:
             region.drop("refused", str(refusal))
     regions += _unreached(analysis.graph, regions)
@@ -104,13 +110,18 @@ class _Pictures:
         region.layout = TokenLayout(1, 0, segments)
 
 
-def _prove(region: Region, analysis: Analysis) -> None:
+def _prove(region: Region, analysis: Analysis, method: Method) -> None:
     """Fill the region's steps: what becomes of every node that merged tokens reach.
 
     Raises:
         CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
     """
     assert region.layout is not None
+    readers = method.readers(region)
+    if not readers:
+        region.drop("skipped", "no keys and values of its own to sample")
+        return
+    region.seeds = readers
 
     def residual(node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         """The region's stream, whatever else has been added to it by now."""
@@ -121,9 +132,9 @@ def _prove(region: Region, analysis: Analysis) -> None:
     flow.run()
     region.steps = flow.steps
     _no_writes_between(region, analysis)
-    if not exits.nodes():
+    if method.returns and not exits.nodes():
         raise CannotRewrite("the result never returns to the residual stream", region.entry)
-    region.block_path, region.block_class = common_module(exits.nodes())
+    region.block_path, region.block_class = common_module(exits.nodes() or list(region.anchors))
     region.positions = _positions(region, analysis)
     _one_device(region)
 

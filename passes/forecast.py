@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
-from toma_fx.passes.graphs import shape
 from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.methods import METHODS
 from toma_fx.passes.region import Group, Region
 from toma_fx.passes.work import Work, kernels
 from toma_fx.report import ModelForecast, seconds_text
@@ -49,11 +48,13 @@ class Predictor:
     """Both sides of merging a region in some windows, on a device."""
 
     profile: DeviceProfile
+    method: str = "toma"
 
     def __call__(self, region: Region, windows: Windows) -> Forecast:
         before = total(kernels(region.steps), self.profile)
         after = total(kernels(region.steps, _shares(region, windows)), self.profile)
-        return Forecast(before, after + total(_merging(region, windows), self.profile))
+        merging = METHODS[self.method].merging(region, windows)
+        return Forecast(before, after + total(merging, self.profile))
 
 
 def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:
@@ -71,7 +72,9 @@ def model_forecast(
     forecasts = [region.forecast for region in merged if region.forecast is not None]
     saved = sum(forecast.before - forecast.after for forecast in forecasts)
     before = total(kernels(graph.nodes), profile)
-    planning = sum(planning_seconds(group, config, profile) for group in groups.values())
+    planning = sum(
+        METHODS[group.method].planning(group, config, profile) for group in groups.values()
+    )
     return ModelForecast(
         device=profile.name,
         source=profile.source,
@@ -82,38 +85,21 @@ def model_forecast(
     )
 
 
-def flops_of(region: Region, windows: Windows | None) -> int:
-    """FLOPs of the products of a region; with windows on merged tokens, merge and unmerge too."""
-    if windows is None:
+def flops_of(region: Region, group: Group | None) -> int:
+    """FLOPs of the products of a region; with a group on merged tokens, merge and unmerge too."""
+    if group is None:
         return round(sum(work.flops for work in kernels(region.steps or region.anchors)))
-    merged = kernels(region.steps, _shares(region, windows))
-    return round(sum(w.flops for w in (*merged, *_merging(region, windows))))
-
-
-def planning_seconds(group: Group, config: TomaConfig, profile: DeviceProfile) -> float:
-    """Seconds that a group's plan costs per step, on average over its schedule.
-
-    The similarity is a batch of products; the greedy loop passes over it once a pick, on chip.
-    """
-    windows, region = group.windows, group.regions[0]
-    problems = windows.count * int(region.entry.meta["val"].shape[0])
-    n, d = windows.size, windows.destinations
-    rates = profile.rates(torch.float32)
-    similarity = 2 * problems * n * n * region.channels / rates.batched
-    greedy = 4 * problems * d * n * n / (_ON_CHIP * profile.bandwidth)
-    weights = 8 * problems * d * n / profile.bandwidth
-    selecting = similarity + greedy + 3 * profile.launch
-    weighing = similarity + weights + 2 * profile.launch
-    return selecting / config.select_every + weighing / config.weigh_every
-
-
-_ON_CHIP = 8.0  # how much faster than elementwise kernels from memory a cached loop runs
+    merged = kernels(region.steps, _shares(region, group.windows))
+    merging = METHODS[group.method].merging(region, group.windows)
+    return round(sum(work.flops for work in (*merged, *merging)))
 
 
 def plan_bytes(groups: Iterable[Group]) -> int:
     """Memory of the plans: destinations, and the matrices that merge and unmerge."""
     found = 0
     for group in groups:
+        if not METHODS[group.method].stateful:
+            continue
         value = group.regions[0].entry.meta["val"]
         windows = group.windows
         picks = int(value.shape[0]) * windows.count * windows.destinations
@@ -123,17 +109,6 @@ def plan_bytes(groups: Iterable[Group]) -> int:
 
 def total(works: Iterable[Work], profile: DeviceProfile) -> float:
     return sum(work.seconds(profile) for work in works)
-
-
-def _merging(region: Region, windows: Windows) -> list[Work]:
-    """The products that merge the entry and unmerge at each exit."""
-    value = region.entry.meta["val"]
-    rows, dtype = int(value.shape[0]), value.dtype
-    widths = [region.channels]
-    widths += [shape(node)[-1] for node, step in region.steps.items() if step.exit is not None]
-    moved = rows * (windows.tokens + windows.merged) * value.element_size()
-    pairs = 2 * rows * windows.merged * windows.size
-    return [Work("batched", pairs * width, moved * width, dtype) for width in widths]
 
 
 class _shares:  # noqa: N801 - a function with memory

@@ -23,8 +23,9 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.graphs import shape
 from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.methods import METHODS
 from toma_fx.passes.propagate import StepFlow
-from toma_fx.passes.region import Group, Region
+from toma_fx.passes.region import Group
 
 
 class Stage(StepFlow):
@@ -53,7 +54,8 @@ def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
     for group in groups:
         origin = group.regions[0].origin
         assert origin is not None
-        streams.setdefault(origin.key, []).append(group)
+        if METHODS[group.method].hoists:
+            streams.setdefault(origin.key, []).append(group)
     found = [_stage(analysis, members) for members in streams.values()]
     return [stage for stage in found if stage is not None]
 
@@ -61,10 +63,11 @@ def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
 def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
     regions = [region for group in groups for region in group.regions]
     first = groups[0]
-    start, layout = _residual(regions[0]), regions[0].layout
+    start, layout = regions[0].residual, regions[0].layout
     alike = all((g.order, g.positions) == (first.order, first.positions) for g in groups)
-    late = first.positions and analysis.position[first.positions.node] > analysis.position[start]
-    if not first.reorders or first.windows.pads or not alike or late or layout is None:
+    if not first.reorders or first.windows.pads or not alike or layout is None or start is None:
+        return None
+    if first.positions and analysis.position[first.positions.node] > analysis.position[start]:
         return None
     if len(shape(start)) != 3 or shape(start)[1] != layout.length:
         return None
@@ -98,11 +101,3 @@ def _carry(stage: Stage, node: fx.Node) -> None:
     if carried is None or any(part and part.pictures > 1 for part in parts):
         # An order brings back one picture; of two that are joined it would leave one as it is.
         stage.forget(node)
-
-
-def _residual(region: Region) -> fx.Node:
-    """The stream that the region's first exit adds to."""
-    for node, step in region.steps.items():
-        if step.exit is not None:
-            return node.args[1 - step.exit]
-    raise AssertionError("a merged region has an exit")

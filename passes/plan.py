@@ -20,8 +20,9 @@ from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.forecast import Forecast
+from toma_fx.passes.methods import METHODS, Method
 from toma_fx.passes.region import Group, Positions, Region
-from toma_fx.windows import Windows, cut
+from toma_fx.windows import Windows
 
 Judge = Callable[[Region, Windows], Forecast]
 """What merging a region in some windows is worth."""
@@ -35,6 +36,7 @@ def plan(regions: list[Region], config: TomaConfig, judge: Judge) -> list[Group]
         config: what the user chose.
         judge: predicts or measures; with `regions="auto"` it decides as well.
     """
+    method = METHODS[config.method]
     early = _early_blocks(regions, config.skip_blocks)
     for region in regions:
         if region.status == "merged":
@@ -47,22 +49,25 @@ def plan(regions: list[Region], config: TomaConfig, judge: Judge) -> list[Group]
         try:
             first = members[0]
             assert first.origin is not None
-            where = _arrange(first, positions.get(first.origin.key), config)
+            where = _arrange(first, positions.get(first.origin.key), config, method)
         except CannotRewrite as refusal:
             for region in members:
                 region.drop("refused", str(refusal))
             continue
-        if where.windows.destinations == where.windows.size:
+        if where.windows.merged >= where.windows.tokens:
             for region in members:
                 region.drop("skipped", f"ratio {config.ratio:g} removes no token of a window")
             continue
         members = _worthwhile(members, where.windows, config, judge)
         if not members:
             continue
-        group = Group(len(groups), where.windows, where.slots, where.positions, members, where.note)
+        group = Group(len(groups), where.windows, config.method, where.slots, where.positions)
+        group.side, group.follows = method.cells(config)
+        group.regions, group.note = members, where.note
         for region in members:
             region.group, region.reason = group, where.note
         groups.append(group)
+    _measure_depth([region for group in groups for region in group.regions])
     return groups
 
 
@@ -91,6 +96,12 @@ def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
         for pattern in (*config.include, *config.exclude)
         if not any(fnmatch(region.module_path, pattern) for region in regions)
     ]
+
+
+def _measure_depth(regions: list[Region]) -> None:
+    blocks = list(dict.fromkeys(region.block_path for region in regions))
+    for region in regions:
+        region.depth = blocks.index(region.block_path) / len(blocks)
 
 
 def _early_blocks(regions: list[Region], count: int) -> set[str]:
@@ -154,27 +165,30 @@ class _Arrangement:
     note: str
 
 
-def _arrange(region: Region, positions: Positions | None, config: TomaConfig) -> _Arrangement:
+def _arrange(
+    region: Region, positions: Positions | None, config: TomaConfig, method: Method
+) -> _Arrangement:
     """Windows and token order of a stream.
 
     Raises:
         CannotRewrite: the order needs the grid, and nothing tells it.
     """
     tokens = region.tokens
-    if config.order in ("stripe", "global"):
-        size = tokens if config.order == "global" else config.window**2
-        return _static(cut(tokens, size, config.ratio), list(range(tokens)), "")
+    side, follows = method.cells(config)
+    if follows in ("stripe", "global", "pair"):
+        size = {"stripe": side**2, "global": tokens, "pair": side}[follows]
+        return _static(method.windows(tokens, size, config), list(range(tokens)), "")
     grid, note = _grid(region, positions, config)
     if grid is None:
-        windows = cut(tokens, config.window**2, config.ratio)
+        windows = method.windows(tokens, side**2, config)
         return _Arrangement(windows, None, positions, note)
-    height, width = orders.tile_sides(grid, config.window)
-    windows = cut(tokens, height * width, config.ratio)
-    if (height, width) != (config.window,) * 2:
+    height, width = orders.tile_sides(grid, side)
+    windows = method.windows(tokens, height * width, config)
+    if (height, width) != (side, side):
         note += f"window clamped to {height}×{width}"
-    if config.order == "tile" and orders.divides(grid, config.window):
-        return _static(windows, orders.tile_order(grid, config.window).tolist(), note)
-    if config.order == "tile":
+    if follows in ("tile", "cell") and orders.divides(grid, side):
+        return _static(windows, orders.tile_order(grid, side).tolist(), note)
+    if follows in ("tile", "cell"):
         sides = "×".join(map(str, grid))
         note = "; ".join(filter(None, (note, f"tiles do not divide {sides}: Hilbert windows")))
     return _static(windows, orders.hilbert_order(grid).tolist(), note)

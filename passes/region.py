@@ -45,6 +45,8 @@ class Region:
     steps: dict[fx.Node, Step] = field(default_factory=dict)
     # Coordinates of the tokens, if a position table of the region comes from some.
     positions: Positions | None = None
+    # How deep its block lies among the merged ones: 0 is the first, towards 1 the last.
+    depth: float = 0.0
     # Path and class of the block around the exits.
     block_path: str = ""
     block_class: str = ""
@@ -67,6 +69,12 @@ class Region:
     def channels(self) -> int:
         return int(self.entry.meta["val"].shape[-1])
 
+    @property
+    def residual(self) -> fx.Node | None:
+        """The stream that its first exit adds to; None where it has no exit."""
+        exits = ((node, step.exit) for node, step in self.steps.items() if step.exit is not None)
+        return next((node.args[1 - index] for node, index in exits), None)
+
     def drop(self, status: str, reason: str) -> None:
         """Leave the region as it is, and say why."""
         self.status, self.reason = status, reason
@@ -78,10 +86,15 @@ class Group:
 
     index: int
     windows: Windows
+    # The method that plans it, by name.
+    method: str = "toma"
     # Slot order on the host, None where slots are the tokens in sequence.
-    order: tuple[int, ...] | None
+    order: tuple[int, ...] | None = None
     # Position ids that give the order, where the grid is data.
     positions: Positions | None = None
+    # Side of the windows and what their order follows, for positions that are data.
+    side: int = 8
+    follows: str = "tile"
     regions: list[Region] = field(default_factory=list)
     # What the user should know: clamped windows, another order than asked for.
     note: str = ""

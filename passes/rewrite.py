@@ -24,15 +24,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.merging import gather_rows, merge_tokens, unmerge_tokens
+from toma_fx.merging import gather_rows
 from toma_fx.passes.clock import Clock, GuardInputs
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.expect import check_shape, facts, picture_of, restrided, strides
 from toma_fx.passes.graphs import map_leaves, shape
-from toma_fx.passes.groups import GroupNodes, OrderNodes
 from toma_fx.passes.hoist import Stage
 from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenCount, TokenLayout
+from toma_fx.passes.methods import METHODS, Plan
 from toma_fx.passes.normalize import keep_metadata
+from toma_fx.passes.order_nodes import OrderNodes
 from toma_fx.passes.region import Group, Region
 
 
@@ -90,15 +91,16 @@ class _Rewriter:
         self._natural: dict[fx.Node, fx.Node] = {}
         self._ordered: dict[fx.Node, fx.Node] = {}
         self._merged: dict[int, dict[fx.Node, fx.Node]] = {}
-        self._plans: dict[int, GroupNodes] = {}
+        self._plans: dict[int, Plan] = {}
         self._orders: dict[object, OrderNodes] = {}
         self._phase: fx.Node | None = None
+        self._keeps_plans = any(METHODS[group.method].stateful for group in groups)
 
     def run(self) -> fx.GraphModule:
         for node in self._gm.graph.nodes:
             if node.op in ("get_attr", "call_module"):
                 setattr(self._result, node.target, getattr(self._gm, node.target))
-            if node.op != "placeholder" and self._phase is None:
+            if node.op != "placeholder" and self._phase is None and self._keeps_plans:
                 self._phase = self._clock.emit(self._emit, self._natural)
             if node in self._owner:
                 self._in_region(node, self._owner[node])
@@ -235,39 +237,32 @@ class _Rewriter:
     def _merge(self, region: Region) -> fx.Node:
         ordered = region.entry in self._ordered
         entry = self._ordered[region.entry] if ordered else self._full(region.entry)
-        start, length = picture_of(region.layout)
+        start, _ = picture_of(region.layout)
+        group = region.group
+        assert group is not None
+        if group.index not in self._plans:
+            order = self._order(group, entry.meta["val"].device)
+            plan = METHODS[group.method].plan(group, order, self._emit, self._config)
+            plan.prepare(self._planned_on(region, entry), start, self._phase, ordered)
+            self._plans[group.index] = plan
+        return self._plan(region).merge(entry, start, ordered, region)
+
+    def _planned_on(self, region: Region, entry: fx.Node) -> fx.Node:
+        """The hidden states that a plan is made from."""
         assert region.group is not None
-        assert self._phase is not None
-        order = self._order(region.group, entry.meta["val"].device)
-        if region.group.index not in self._plans:
-            plan = GroupNodes(region.group, order, self._emit, self._config)
-            plan.prepare(entry, start, self._phase, ordered)
-            self._plans[region.group.index] = plan
-        plan = self._plan(region)
-        slots = None if ordered else order.order
-        return self._emit.inline(
-            merge_tokens, entry, plan.merging, slots, start, length, like=region.seeds[0]
-        )
+        residual = region.residual if METHODS[region.group.method].on_residual else None
+        known = residual is not None and (residual in self._natural or residual in self._ordered)
+        return self._full(residual) if known and residual is not None else entry
 
     def _leave(self, node: fx.Node, index: int, region: Region) -> None:
         """Unmerge, and run the residual addition at full length, in the residual's order."""
         source, residual = node.args[index], node.args[1 - index]
         ordered = residual in self._ordered and node in self._stage
         plan = self._plan(region)
-        assert region.group is not None
         merged = self._merged[id(region)][source]
-        order = self._order(region.group, merged.meta["val"].device)
         layout = region.steps[source].layout
         assert isinstance(layout, TokenLayout)
-        full = self._emit.inline(
-            unmerge_tokens,
-            merged,
-            plan.unmerging,
-            None if ordered else order.inverse,
-            picture_of(layout)[0],
-            plan.windows.merged,
-            like=node,
-        )
+        full = plan.unmerge(merged, picture_of(layout)[0], ordered, node)
         other = self._ordered[residual] if ordered else self._full(residual)
         args = (full, other, *node.args[2:]) if index == 0 else (other, full, *node.args[2:])
         new = self._emit.call(node.target, args, node.kwargs, like=node)
@@ -275,14 +270,14 @@ class _Rewriter:
             raise CannotRewrite(f"the region's result is {facts(new)}, not {facts(node)}", node)
         (self._ordered if ordered else self._natural)[node] = new
 
-    def _plan(self, region: Region) -> GroupNodes:
+    def _plan(self, region: Region) -> Plan:
         assert region.group is not None
         return self._plans[region.group.index]
 
     def _order(self, group: Group, device: torch.device) -> OrderNodes:
         key = (group.windows, group.order, group.positions)
         if key not in self._orders:
-            self._orders[key] = OrderNodes(group, self._emit, self._config, self._natural, device)
+            self._orders[key] = OrderNodes(group, self._emit, self._natural, device)
         return self._orders[key]
 
 

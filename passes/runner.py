@@ -28,9 +28,10 @@ from toma_fx.passes.forecast import (
 )
 from toma_fx.passes.hoist import hoist
 from toma_fx.passes.logs import record
+from toma_fx.passes.methods import METHODS
 from toma_fx.passes.normalize import normalize
 from toma_fx.passes.plan import Judge, plan, unmatched_patterns
-from toma_fx.passes.region import Region
+from toma_fx.passes.region import Group, Region
 from toma_fx.passes.rewrite import RegionRefused, rewrite
 from toma_fx.passes.verify import verify
 from toma_fx.passes.wrapped import call_own_linears
@@ -67,11 +68,11 @@ def run_passes(
     try:
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
-        regions = clock.time("find", lambda: find(analysis, config.grid))
+        regions = clock.time("find", lambda: find(analysis, config.grid, METHODS[config.method]))
         judge = _judge(normal, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge))
         if groups:
-            guard = clock.time("guard", lambda: find_guard_inputs(analysis, groups, config))
+            guard = clock.time("guard", lambda: _guard(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
             result = clock.time(
                 "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge)
@@ -116,6 +117,13 @@ def _rewrite(
     raise CannotRewrite("no region could be rewritten")
 
 
+def _guard(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
+    """What the guard reads; nothing where no plan outlives a call."""
+    if not METHODS[config.method].stateful:
+        return GuardInputs(None)
+    return find_guard_inputs(analysis, groups, config)
+
+
 @contextmanager
 def _no_tracebacks() -> Iterator[None]:
     """A replay that fails is a refusal; fake tensors would log it as an error all the same."""
@@ -132,7 +140,7 @@ def _judge(normal: fx.GraphModule, config: TomaConfig) -> Judge:
     device = _device(normal)
     if config.autotune and device.type != "meta":
         return Autotuner(config)
-    return Predictor(find_profile(config.device, device))
+    return Predictor(find_profile(config.device, device), config.method)
 
 
 def _device(normal: fx.GraphModule) -> torch.device:
@@ -155,7 +163,7 @@ def _reported(region: Region, profile: DeviceProfile) -> RegionReport:
         status=region.status,
         reason=region.reason,
         flops_before=before,
-        flops_after=flops_of(region, group.windows) if group else before,
+        flops_after=flops_of(region, group) if group else before,
         seconds_before=seconds.before,
         seconds_after=seconds.after if group else seconds.before,
     )

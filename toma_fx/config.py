@@ -15,6 +15,8 @@ ORDERS = ("tile", "stripe", "hilbert", "global")
 SHARES = ("run", "block", "region")
 UNMERGES = ("transpose", "pinv")
 GUARDS = ("timestep", "conditioning")
+METHODS = ("toma", "tomesd", "tofu", "todo")
+TODO_RATIOS = {1 - 1 / cell: f"1 - 1/{cell}" for cell in (2, 4, 9, 16)}
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class TomaConfig:
     """How tokens are merged. Immutable and hashable; every field has a default.
 
     Args:
+        method: `"toma"`; or what it is compared with, as published, but compiled: `"tomesd"`
+            (bipartite matching on 2×2 cells, averages, copies; ratio at most 0.75), `"tofu"` (the
+            same matching; early blocks drop tokens, later ones keep the norm), `"todo"` (keys and
+            values of self-attention from one token of a cell; ratio 1/2, 3/4, 8/9 or 15/16).
+            Those plan at every call, and have no window, order, temperature, unmerge or schedule.
         ratio: share of tokens removed in every window, in [0, 1). A larger value is faster and
             costs detail; 0 leaves the model as it is.
         window: side of a window in tokens; a window holds `window²` tokens. A larger value finds
@@ -72,6 +79,7 @@ class TomaConfig:
     Source: ToMA (arXiv 2509.10918), section 4, and its public code for the default values.
     """
 
+    method: str = "toma"
     ratio: float = 0.5
     window: int = 8
     order: str = "tile"
@@ -100,6 +108,8 @@ class TomaConfig:
         for name in ("window", "select_every", "weigh_every", "min_tokens"):
             _count(name, getattr(self, name))
         _count("skip_blocks", self.skip_blocks, least=0)
+        _choice("method", self.method, METHODS)
+        _ratio_of(self.method, self.ratio)
         _choice("order", self.order, ORDERS)
         _choice("unmerge", self.unmerge, UNMERGES)
         _choice("share", self.share, SHARES)
@@ -182,6 +192,17 @@ def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         hint = closest(value, allowed) if isinstance(value, str) else ""
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}{hint}")
+
+
+def _ratio_of(method: str, ratio: float) -> None:
+    """What a cell of tokens can lose."""
+    if method in ("tomesd", "tofu") and ratio > 0.75:
+        raise ConfigError(
+            f"{method} keeps one token of every 2×2 cell: ratio must lie in [0, 0.75], not {ratio}"
+        )
+    if method == "todo" and ratio and not any(abs(ratio - r) < 1e-2 for r in TODO_RATIOS):
+        known = ", ".join(TODO_RATIOS.values())
+        raise ConfigError(f"todo keeps one token of a cell: ratio must be {known}, not {ratio}")
 
 
 def _patterns(name: str, value: object) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ with `d` destinations, `D = W·d`; `C` channels. `order` `[W·n]` lists each slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,21 @@ def _between_text(around: Tensor, picture: Tensor, start: int, stop: int) -> Ten
     pieces = [around[:, :start]] * (start > 0) + [picture]
     pieces += [around[:, stop:]] * (stop < around.shape[1])
     return picture if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def with_picture(
+    tokens: Tensor, change: Callable[..., Tensor], start: int, length: int, *plan: Tensor
+) -> Tensor:
+    """`[B, L, C]` with the picture's `length` tokens, from `start` on, changed by a function."""
+    if length == tokens.shape[1]:
+        return change(tokens, *plan)
+    picture = change(tokens.narrow(1, start, length), *plan)
+    return _between_text(tokens, picture, start, start + length)
+
+
+def gather_picture(tokens: Tensor, rows: Tensor, start: int, length: int) -> Tensor:
+    """`[B, L, C]` with only `rows` `[1, D]` of the picture's tokens."""
+    return with_picture(tokens, lambda picture: picture.index_select(1, rows[0]), start, length)
 
 
 def destination_rows(destinations: Tensor, order: Tensor | None, size: int) -> Tensor:

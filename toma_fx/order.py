@@ -106,13 +106,13 @@ def order_from_positions(positions: Tensor, window: int, order: str, curve: Tens
         positions: `[N, k]` coordinates, `2 ≤ k ≤ 4`, whole numbers in any dtype. Two
             columns are `(y, x)`; with more, columns 1 and 2 are, and the others vary slowest.
         window: side of a tile.
-        order: `"tile"` or `"hilbert"`.
+        order: `"tile"`, `"hilbert"`, or `"cell"`: tiles that keep the given sequence inside.
         curve: `curve_table()` on the same device.
     """
     cells = (positions - positions.amin(0, keepdim=True)).round().long()
     first = 0 if cells.shape[1] == 2 else 1
     y, x = cells[:, first], cells[:, first + 1]
-    if order == "hilbert" or window & (window - 1) == 0:
+    if order == "hilbert" or (order == "tile" and window & (window - 1) == 0):
         keys = _hilbert_keys(y, x, curve)
     else:  # a stable sort keeps the raster within a tile
         keys = (y // window << _CURVE_BITS) + x // window
