@@ -71,12 +71,17 @@ class HandMerge:
     unmerging: str = "transpose"
     runs: dict[Any, HandPlan] = field(default_factory=dict)
 
-    def plan(self, entry: Tensor, run: Any) -> HandPlan:
+    def plan(self, entry: Tensor, run: Any, residual: Tensor | None = None) -> HandPlan:
         if self.share == "region":
             return self._new(entry)
         if run not in self.runs:
             self.runs[run] = self._new(entry)
         return self.runs[run]
+
+    def run_of(self, module: nn.Module, path: str) -> Any:
+        """Blocks of a class that follow one another, below one parent in a UNet."""
+        parent = path.rsplit(".transformer_blocks.", 1)[0]
+        return (type(module), parent if type(module) is BasicTransformerBlock else "")
 
     def _new(self, entry: Tensor) -> HandPlan:
         sequence = self.sequence_of(entry.shape[1])
@@ -84,15 +89,13 @@ class HandMerge:
 
 
 @contextmanager
-def merged_by_hand(model: nn.Module, how: HandMerge) -> Iterator[nn.Module]:
+def merged_by_hand(model: nn.Module, how: Any) -> Iterator[nn.Module]:
     """The model with every known block merging by hand; restored on leaving."""
     patched = []
     for path, module in model.named_modules():
         forward = _FORWARDS.get(type(module))
         if forward is not None:
-            run = (type(module), path.rsplit(".transformer_blocks.", 1)[0])
-            if type(module) is not BasicTransformerBlock:
-                run = (type(module), "")
+            run = how.run_of(module, path)
             module.forward = _bind(forward, module, how, run)  # type: ignore[method-assign]
             patched.append(module)
     try:
@@ -102,7 +105,7 @@ def merged_by_hand(model: nn.Module, how: HandMerge) -> Iterator[nn.Module]:
             del module.forward
 
 
-def _bind(forward: Any, module: nn.Module, how: HandMerge, run: Any) -> Any:
+def _bind(forward: Any, module: nn.Module, how: Any, run: Any) -> Any:
     return lambda *args, **kwargs: forward(module, how, run, *args, **kwargs)
 
 
@@ -115,7 +118,7 @@ def _basic(
         (block.norm3, block.ff, {}),
     ):
         entry = norm(hidden)
-        plan = how.plan(entry, run)
+        plan = how.plan(entry, run, hidden)
         hidden = hidden + plan.unmerge(layer(plan.merge(entry), **context))
     return hidden
 
@@ -139,7 +142,7 @@ def _joint(
     hidden, text = hidden_states, encoder_hidden_states
     entry, gate, shift_mlp, scale_mlp, gate_mlp = block.norm1(hidden, emb=temb)
     text_entry, c_gate, c_shift, c_scale, c_gate_mlp = block.norm1_context(text, emb=temb)
-    plan = how.plan(entry, run)
+    plan = how.plan(entry, run, hidden)
     attention, context = block.attn(
         hidden_states=plan.merge(entry),
         encoder_hidden_states=text_entry,
@@ -147,7 +150,7 @@ def _joint(
     )
     hidden = hidden + plan.unmerge(gate.unsqueeze(1) * attention)
     entry = block.norm2(hidden) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
-    plan = how.plan(entry, run)
+    plan = how.plan(entry, run, hidden)
     hidden = hidden + plan.unmerge(gate_mlp.unsqueeze(1) * block.ff(plan.merge(entry)))
     text = text + c_gate.unsqueeze(1) * context
     entry = block.norm2_context(text) * (1 + c_scale[:, None]) + c_shift[:, None]
@@ -168,7 +171,7 @@ def _single(
     T = encoder_hidden_states.shape[1]
     residual = torch.cat((encoder_hidden_states, hidden_states), 1)
     entry, gate = block.norm(residual, emb=temb)
-    plan = how.plan(entry[:, T:], run)
+    plan = how.plan(entry[:, T:], run, residual[:, T:])
     merged = torch.cat((entry[:, :T], plan.merge(entry[:, T:])), 1)
     attention = block.attn(
         hidden_states=merged, image_rotary_emb=_rotary(image_rotary_emb, plan, T)

@@ -24,11 +24,6 @@ class TomaConfig:
     """How tokens are merged. Immutable and hashable; every field has a default.
 
     Args:
-        method: `"toma"`; or what it is compared with, as published, but compiled: `"tomesd"`
-            (bipartite matching on 2×2 cells, averages, copies; ratio at most 0.75), `"tofu"` (the
-            same matching; early blocks drop tokens, later ones keep the norm), `"todo"` (keys and
-            values of self-attention from one token of a cell; ratio 1/2, 3/4, 8/9 or 15/16).
-            Those plan at every call, and have no window, order, temperature, unmerge or schedule.
         ratio: share of tokens removed in every window, in [0, 1). A larger value is faster and
             costs detail; 0 leaves the model as it is.
         window: side of a window in tokens; a window holds `window²` tokens. A larger value finds
@@ -72,6 +67,11 @@ class TomaConfig:
             the conditioning changes (with sequential guidance: at every call) or a timestep
             comes back with other latents. Generations of one prompt that interleave out of
             step look like one generation: keep those apart with `toma_fx.stream`.
+        method: `"toma"`; or what it is compared with, as published, but compiled: `"tomesd"`
+            (bipartite matching on 2×2 cells, averages, copies; ratio at most 0.75), `"tofu"` (the
+            same matching; early blocks drop tokens, later ones keep the norm), `"todo"` (keys and
+            values of self-attention from one token of a cell; ratio 1/2, 3/4, 8/9 or 15/16).
+            Those plan at every call, and have no window, order, temperature, unmerge or schedule.
 
     Raises:
         ConfigError: a value is out of its range; the message names the field and the range.
@@ -79,7 +79,6 @@ class TomaConfig:
     Source: ToMA (arXiv 2509.10918), section 4, and its public code for the default values.
     """
 
-    method: str = "toma"
     ratio: float = 0.5
     window: int = 8
     order: str = "tile"
@@ -99,6 +98,7 @@ class TomaConfig:
     guard: tuple[str, ...] = ("timestep",)
     device: str | None = None
     autotune: bool = False
+    method: str = "toma"
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):

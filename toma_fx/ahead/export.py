@@ -19,6 +19,7 @@ from toma_fx.ahead.transform import exported, first_line, transform
 from toma_fx.backend import inductor_options, last_report
 from toma_fx.config import TomaConfig, closest
 from toma_fx.errors import ConfigError, ExportError
+from toma_fx.passes.methods import METHODS
 
 _OLDEST_TORCH = (2, 13)
 """Torch 2.11 fails to package `cond` around `while_loop` ("Start index 8 out of bounds")."""
@@ -94,12 +95,12 @@ def _trace(
     leaves = describe_call(signature, *call)
     plain = exported(model, *call, dynamic_shapes)
     program = transform(plain, config)
-    report = last_report()
+    report, keeps_plans = last_report(), METHODS[config.method].stateful
     entry = Entry(
         name=name,
         call=leaves,
         dynamic=program is plain and dynamic_shapes is not None,
-        groups=len({region.group for region in report.merged}),
+        groups=len({region.group for region in report.merged}) if keeps_plans else 0,
         device=_device(model, leaves.tensors[0].device if leaves.tensors else "cpu"),
         report=report.to_dict(),
         seconds={"trace": time.perf_counter() - start},
