@@ -41,12 +41,12 @@ _CONFIGS: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {
         2,
         _UNET
         | {
-            "block_out_channels": (48, 128),
+            "block_out_channels": (48, 96),
             "layers_per_block": 1,
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
             "transformer_layers_per_block": (1, 2),
-            "attention_head_dim": (1, 4),
+            "attention_head_dim": (1, 3),
         },
     ),
     ("emoji-sdxl", "full"): (
@@ -54,12 +54,12 @@ _CONFIGS: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {
         2,
         _UNET
         | {
-            "block_out_channels": (64, 192, 320),
+            "block_out_channels": (64, 192, 256),
             "layers_per_block": 1,
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             "transformer_layers_per_block": (1, 2, 3),
-            "attention_head_dim": (1, 6, 10),
+            "attention_head_dim": (1, 6, 8),
         },
     ),
     ("emoji-flux", "small"): (
@@ -68,7 +68,7 @@ _CONFIGS: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {
         _FLUX
         | {
             "num_layers": 2,
-            "num_single_layers": 6,
+            "num_single_layers": 4,
             "attention_head_dim": 48,
             "num_attention_heads": 4,
             "axes_dims_rope": (8, 20, 20),
