@@ -1,0 +1,195 @@
+"""Plain against merged, at the same seeds and captions.
+
+    python -m benchmarks.quality --model emoji-sdxl
+    python -m benchmarks.quality --model emoji-flux --quick --out build/quick
+    accelerate launch -m benchmarks.quality --model FOLDER --dino FOLDER --pairs 3000 --steps 50
+
+A run that stops goes on where it stopped. `--pairs 150 --ablation-pairs 150 --prompts FILE` with 50
+prompts is the paper's protocol of ablations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import describe
+from benchmarks.quality import plots, report, settings
+from benchmarks.quality.contestants import REFERENCE, Contestant, Field, everyone
+from benchmarks.quality.painters import Painter
+from benchmarks.quality.produce import Job, noted, produce, read, slug
+from benchmarks.quality.report import Row
+from benchmarks.quality.score import kept
+from benchmarks.quality.speed import speedup
+
+_SHOWN = ("toma 0.25", "toma 0.5", "toma 0.75", "tomesd 0.5", "tofu 0.5", "todo 0.75")
+_ROWS = 12  # of a grid
+
+
+class Run:
+    """One model: its painter, job, judge and folders."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.console = given, Console(width=110, highlight=False)
+        device = torch.device(given.device)
+        self.painter: Painter = settings.painter_of(given, device)
+        self.job: Job = settings.job_of(given)
+        self.field: Field = everyone({"regions": "all", "min_tokens": given.min_tokens})
+        self.runs = [one for one in self.field.runs if self._wanted(one)]
+        self.folder = given.work / self.painter.name
+        self.judge, self.missing = settings.judge_of(given, self.job, device)
+
+    def _wanted(self, one: Contestant) -> bool:
+        if self.given.quick and not one.main:
+            return False
+        named = any(fnmatch.fnmatch(one.name, pattern) for pattern in self.given.only)
+        return named or one.name == REFERENCE
+
+    def paint(self) -> None:
+        """All pictures, the reference's first."""
+        for one in self.runs:
+            self.console.print(f"{self.painter.name}: {one.name}", style="dim")
+            produce(self.painter, one, self._job(one), self.folder)
+
+    def rows(self) -> list[Row]:
+        return [self._row(one) for one in self.runs]
+
+    def _row(self, one: Contestant) -> Row:
+        self.console.print(f"scoring {one.name}", style="dim")
+        job, place = self._job(one), self.folder / slug(one.name)
+        pairs, batch = len(job.prompts), job.batch
+
+        def compute() -> dict[str, Any]:
+            made = read(place, pairs, batch)
+            reference = read(self.folder / slug(REFERENCE), pairs, batch)
+            return self.judge.score(made, reference, job.prompts, (one.name, REFERENCE))
+
+        asked = {"pairs": pairs, "networks": self._networks()}
+        found = kept(place / "scores.json", compute, asked)
+        steps = one.count(job.steps)
+        return Row(
+            one.name, one.group, pairs, steps, one.options is not None,
+            self._speed(one, steps), self._flops(one, steps, place), found,
+        )  # fmt: skip
+
+    def _networks(self) -> list[str]:
+        others = {"inception": self.judge.inception, "clip": self.judge.clip}
+        return [*self.judge.features, *(name for name, network in others.items() if network)]
+
+    def _speed(self, one: Contestant, steps: int) -> float | None:
+        if one.options is None:  # steps cost alike, whatever they draw
+            return None if one.dtype != "float32" else self.job.steps / steps
+        if not self.given.rounds:
+            return None
+        return speedup(self.painter, one, self._job(one), self.given.rounds, self.folder)
+
+    def _flops(self, one: Contestant, steps: int, place: Path) -> float | None:
+        if one.options is None:
+            return steps / self.job.steps
+        return 1 - noted(place)["flops_saved"] / self._total()
+
+    def _total(self) -> int:
+        """FLOPs of one call of the plain denoiser, with attention as two matmuls."""
+        if not hasattr(self, "_counted"):
+            batch = slice(0, self.job.batch)
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                self.painter.paint(self.job.prompts[batch], self.job.seeds[batch], 1, None)
+            self._counted = counter.get_total_flops()
+        return self._counted
+
+    def _job(self, one: Contestant) -> Job:
+        if one.main:
+            return self.job
+        count = min(self.given.ablation_pairs, len(self.job.prompts))
+        return Job(
+            self.job.prompts[:count], self.job.seeds[:count], self.job.steps, self.job.batch,
+            self.job.backend,
+        )  # fmt: skip
+
+    def write(self, rows: list[Row]) -> None:
+        out, name = self.given.out, self.painter.name
+        key = next(iter(self.judge.features), "perceptual")
+        notes = [*notes_of(self), *gate(rows, key)]
+        report.write(out, name, rows, {**describe(), **self._about()}, notes, key)
+        plots.pareto(rows, key, f"{name}: {len(self.job.prompts)} pairs", out / f"{name}.png")
+        shown = [REFERENCE, *(one.name for one in self.runs if one.name in _SHOWN)]
+        pictures = {
+            name: read(self.folder / slug(name), self.job.batch, self.job.batch) for name in shown
+        }
+        count = min(_ROWS, self.job.batch)
+        plots.grid(pictures, self.job.prompts[:count], out / f"{name}-grid.png")
+        self.console.print(f"wrote {out / name}.md, .json, .png and -grid.png")
+
+    def _about(self) -> dict[str, Any]:
+        given = {k: str(v) for k, v in vars(self.given).items() if v not in (None, [])}
+        return {"settings": given, "skipped": self.field.skipped, "missing": self.missing}
+
+
+def notes_of(run: Run) -> list[str]:
+    """What stands beside every table."""
+    emoji = run.given.model in settings.NAMES
+    notes = [
+        f"Means of pairs of equal seed and caption, {run.job.steps} steps, with 95 % intervals "
+        "(bootstrap over pairs; KID: over subsets).",
+        "SSCD is a detector of copies, not DINO; the perceptual distance has the form of LPIPS on "
+        "EfficientNet-lite0 without LPIPS's learned weights; lite0 distance is the cosine distance "
+        "of its features.",
+        f"Speed: whole generations in turns with the plain model, backend {run.given.backend}; of "
+        "fewer steps, their number.",
+    ]
+    if emoji:
+        millions = sum(p.numel() for p in run.painter.denoiser.parameters()) / 1e6
+        notes.append(
+            f"The model has {millions:.1f} M parameters and draws emoji of "
+            f"{settings._pixels(run.given)} pixels: it is neither SDXL nor Flux."
+        )
+    notes += [f"Absent: {name}: {reason}." for name, reason in run.missing.items()]
+    notes += [f"Skipped: {name}: {reason}." for name, reason in run.field.skipped.items()]
+    return notes
+
+
+class GateError(RuntimeError):
+    """The generator does not follow its captions: no figure would mean anything."""
+
+
+def gate(rows: list[Row], key: str) -> list[str]:
+    """Two seeds of one caption must be closer than two captions; says by how much.
+
+    Raises:
+        GateError: they are not.
+    """
+    found = {row.name: row.found[key] for row in rows if key in row.found}
+    if not {"another seed", "another caption"} <= found.keys():
+        return []
+    near, far = found["another seed"], found["another caption"]
+    text = f"two seeds of a caption are {near.mean:.3g} apart, two captions {far.mean:.3g} ({key})"
+    if near.high >= far.low:
+        raise GateError(f"nothing is written: {text}")
+    return [f"Gate: {text}."]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = settings.parser().parse_args(arguments)
+    if given.quick:
+        given.pairs, given.ablation_pairs, given.steps = 32, 32, 8
+    run = Run(given)
+    run.paint()
+    if PartialState().is_main_process:
+        try:
+            run.write(run.rows())
+        except GateError as error:
+            run.console.print(str(error))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""Rows as tables: JSON for programs, Markdown for readers, with what the numbers do not say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.measures import Estimate
+
+_UPWARDS = ("PSNR", "SSIM", "CLIP-T")  # more is better
+
+
+@dataclass
+class Row:
+    """One contestant.
+
+    Attributes:
+        name: of the contestant.
+        group: rows that are read together.
+        pairs: pictures compared.
+        steps: denoising steps.
+        merges: False for anchors and fewer steps.
+        speedup: over the plain model at full steps; by their number for fewer steps.
+        flops: share of the regions' and the model's FLOPs left, or None where unknown.
+        found: measures by name.
+    """
+
+    name: str
+    group: str
+    pairs: int
+    steps: int
+    merges: bool
+    speedup: float | None
+    flops: float | None
+    found: dict[str, Estimate]
+
+
+def at_equal_time(rows: list[Row], row: Row, measure: str) -> float | None:
+    """What fewer steps reach in this row's time: between the two nearest numbers of steps."""
+    if row.speedup is None or row.speedup <= 1:
+        return None
+    curve = sorted(
+        (1 / one.speedup, one.found[measure].mean)
+        for one in rows
+        if one.speedup and (one.group == "fewer steps" or one.name in ("plain", "one step fewer"))
+    )
+    time = 1 / row.speedup
+    if not curve or time < curve[0][0]:
+        return None
+    return float(np.interp(time, *zip(*curve, strict=True)))
+
+
+def write(
+    folder: Path, name: str, rows: list[Row], about: dict[str, Any], notes: list[str], key: str
+) -> None:
+    """`{name}.json` and `{name}.md`.
+
+    Args:
+        folder: created where missing.
+        name: of the model.
+        rows: in order.
+        about: machine, versions, command and settings.
+        notes: said under the table.
+        key: the measure that is compared with fewer steps at equal time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = [{**vars(row), "found": {k: list(v) for k, v in row.found.items()}} for row in rows]
+    text = json.dumps({**about, "rows": stored, "notes": notes}, indent=1)
+    (folder / f"{name}.json").write_text(text + "\n")
+    (folder / f"{name}.md").write_text(markdown(name, rows, about, notes, key))
+
+
+def markdown(name: str, rows: list[Row], about: dict[str, Any], notes: list[str], key: str) -> str:
+    """The table, and under it what it was made of."""
+    columns = list(dict.fromkeys(measure for row in rows for measure in row.found))
+    heads = [f"{column} {'↑' if column in _UPWARDS else '↓'}" for column in columns]
+    head = ["", "pairs", "steps", "speed", *heads, f"{key}, fewer steps in equal time"]
+    lines = [f"# {name}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for group in dict.fromkeys(row.group for row in rows):
+        lines.append(_line([f"**{group}**", *[""] * (len(head) - 1)]))
+        lines += [
+            _line(_cells(row, columns, at_equal_time(rows, row, key) if row.merges else None))
+            for row in rows
+            if row.group == group
+        ]
+    lines += ["", *(f"- {note}" for note in notes), "", "```json"]
+    lines += [json.dumps(about, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _cells(row: Row, columns: list[str], equal: float | None) -> list[str]:
+    speed = "" if row.speedup is None else f"{row.speedup:.2f}×"
+    found = [_cell(row.found.get(column)) for column in columns]
+    last = "" if equal is None else f"{equal:.3g}"
+    return [row.name, str(row.pairs), str(row.steps), speed, *found, last]
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.mean:.3g} ({estimate.low:.3g} … {estimate.high:.3g})"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

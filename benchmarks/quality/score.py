@@ -1,0 +1,116 @@
+"""Pictures of a contestant beside the reference's, as numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality import measures
+from benchmarks.quality.measures import Estimate
+from benchmarks.quality.networks import EfficientNet, Features
+
+_BATCH = 16
+
+
+@dataclass
+class Judge:
+    """What reads pictures. Networks that are absent leave their columns empty.
+
+    Attributes:
+        features: by the name of the column: cosine distance to the reference's picture.
+        efficientnet: for KID and the perceptual distance.
+        inception: for FID.
+        clip: pictures and prompts to CLIP-T.
+        data: `[N, 3, h, w]` real pictures, for KID and FID; None where there are none.
+        known: features that were computed before, by network and place.
+    """
+
+    features: dict[str, Features]
+    efficientnet: EfficientNet | None = None
+    inception: Features | None = None
+    clip: Callable[[Tensor, Sequence[str]], Tensor] | None = None
+    data: Tensor | None = None
+    known: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    def score(
+        self, made: Tensor, reference: Tensor, prompts: Sequence[str], places: tuple[str, str]
+    ) -> dict[str, Estimate]:
+        """One row: every measure by its name.
+
+        Args:
+            made: `[N, 3, h, w]` in [0, 1].
+            reference: the plain model's, pair by pair.
+            prompts: of the pairs.
+            places: names under which features of `made` and `reference` are remembered.
+        """
+        row = {
+            "PSNR": measures.bootstrap(measures.psnr(made, reference)),
+            "SSIM": measures.bootstrap(measures.ssim(made, reference)),
+        }
+        for name, read in self.features.items():
+            ours = self._read(name, read, made, places[0])
+            theirs = self._read(name, read, reference, places[1])[: len(made)]
+            row[name] = measures.bootstrap(measures.cosine_distance(ours, theirs))
+        if self.efficientnet is not None:
+            row["perceptual"] = measures.bootstrap(self._perceptual(made, reference))
+        row.update(self._sets(made, places[0]))
+        if self.clip is not None:
+            found = [
+                self.clip(made[at : at + _BATCH], prompts[at : at + _BATCH])
+                for at in range(0, len(made), _BATCH)
+            ]
+            row["CLIP-T"] = measures.bootstrap(torch.cat(found))
+        return row
+
+    def _sets(self, made: Tensor, place: str) -> dict[str, Estimate]:
+        row = {}
+        if self.data is None:
+            return row
+        if self.efficientnet is not None:
+            ours, real = (
+                self._read("lite0", self.efficientnet, pictures, where)
+                for pictures, where in ((made, place), (self.data, "data"))
+            )
+            row["KID × 1000"] = Estimate(*(1000 * part for part in measures.kid(ours, real)))
+        if self.inception is not None:
+            ours, real = (
+                self._read("inception", self.inception, pictures, where)
+                for pictures, where in ((made, place), (self.data, "data"))
+            )
+            distance = measures.fid(ours, real)
+            row["FID"] = Estimate(distance, distance, distance)
+        return row
+
+    def _perceptual(self, made: Tensor, reference: Tensor) -> Tensor:
+        assert self.efficientnet is not None
+        found = []
+        for at in range(0, len(made), _BATCH):
+            batches = made[at : at + _BATCH], reference[at : at + _BATCH]
+            found.append(measures.perceptual_distance(*map(self.efficientnet.layers, batches)))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def _read(self, name: str, read: Features, pictures: Tensor, place: str) -> Tensor:
+        known = self.known.get((name, place))
+        if known is None or len(known) < len(pictures):
+            parts = [read(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
+            known = self.known[name, place] = torch.cat(parts)
+        return known[: len(pictures)]
+
+
+def kept(
+    file: Path, compute: Callable[[], dict[str, Estimate]], asked: dict[str, object]
+) -> dict[str, Estimate]:
+    """A row from its file, or computed and written there; computed anew where asked otherwise."""
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found["asked"] == asked:
+            return {name: Estimate(*value) for name, value in found["row"].items()}
+    row = compute()
+    file.write_text(json.dumps({"asked": asked, "row": row}))
+    return row

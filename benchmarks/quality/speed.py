@@ -1,0 +1,52 @@
+"""Seconds a picture of contestants beside the plain model, in turns: whole generations."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.quality.contestants import REFERENCE, Contestant
+from benchmarks.quality.painters import Painter
+from benchmarks.quality.produce import Job, denoiser, paint, slug
+from toma_fx.timing import interleaved
+
+
+def speedup(painter: Painter, one: Contestant, job: Job, rounds: int, folder: Path) -> float:
+    """Median over rounds of plain time over the contestant's; kept in `speed.json` of its folder.
+
+    Both run in this process one after the other in every round, so that what disturbs a round
+    disturbs both. Planning is inside: a generation begins cold.
+    """
+    file = folder / slug(one.name) / "speed.json"
+    if file.exists():
+        return float(json.loads(file.read_text())["speedup"])
+    plain = Contestant(REFERENCE, "anchor")
+    with ExitStack() as stack:
+        models = {
+            name: stack.enter_context(denoiser(painter, which, job.backend))
+            for name, which in ((REFERENCE, plain), (one.name, one))
+        }
+        runs = {
+            name: (lambda which=which, name=name: _generation(painter, which, job, models[name]))
+            for name, which in ((REFERENCE, plain), (one.name, one))
+        }
+        interleaved(runs, 1)
+        seconds = interleaved(runs, rounds, _device(painter))
+    pairs = zip(seconds[REFERENCE], seconds[one.name], strict=True)
+    found = statistics.median(a / b for a, b in pairs)
+    kept: dict[str, Any] = {"speedup": found, "backend": job.backend, "seconds": seconds}
+    file.write_text(json.dumps(kept))
+    return found
+
+
+def _generation(painter: Painter, one: Contestant, job: Job, model: Any) -> None:
+    paint(painter, one, job, 0, model)
+
+
+def _device(painter: Painter) -> torch.device:
+    return next(painter.denoiser.parameters()).device
