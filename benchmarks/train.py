@@ -26,7 +26,7 @@ from benchmarks import batches, data
 from benchmarks.sheets import contact_sheet
 from toma_fx.demo.generators import NAMES, SIZES, Generator, build, embed
 
-_DROP, _AVERAGE, _WARM_UP = 0.1, 0.997, 100
+_DROP, _AVERAGE, _WARM_UP = 0.1, 0.995, 100
 _STRONGEST = 4.0  # guidance that a distilled model is taught, from 1
 
 
@@ -132,7 +132,7 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
 def train(given: argparse.Namespace) -> None:
     torch.manual_seed(given.seed)
     generator = build(given.name, given.size)
-    emoji = data.load(given.size, generator.pixels)
+    emoji = data.load(given.size, generator.pixels, given.kinds)
     training = Training(generator, given)
     given.out.mkdir(parents=True, exist_ok=True)
     checkpoint = given.out / "checkpoint.pt"
@@ -162,6 +162,7 @@ def main() -> None:
     add = parser.add_argument
     add("name", choices=NAMES)
     add("--size", choices=SIZES, default="small")
+    add("--kinds", nargs="+", default=data.SMALL, help="of emoji, for a small one")
     add("--steps", type=int, default=5000)
     add("--batch", type=int, default=8)
     add("--lr", type=float, default=1e-3)

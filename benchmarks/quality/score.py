@@ -37,6 +37,7 @@ class Judge:
     data: Tensor | None = None
     known: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
+    @torch.no_grad()
     def score(
         self, made: Tensor, reference: Tensor, prompts: Sequence[str], places: tuple[str, str]
     ) -> dict[str, Estimate]:
@@ -94,7 +95,6 @@ class Judge:
             found.append(measures.perceptual_distance(*map(self.efficientnet.layers, batches)))
         return torch.cat(found)
 
-    @torch.no_grad()
     def _read(self, name: str, read: Features, pictures: Tensor, place: str) -> Tensor:
         known = self.known.get((name, place))
         if known is None or len(known) < len(pictures):

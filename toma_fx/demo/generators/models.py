@@ -54,12 +54,12 @@ _CONFIGS: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {
         2,
         _UNET
         | {
-            "block_out_channels": (64, 192, 256),
+            "block_out_channels": (64, 160, 256),
             "layers_per_block": 1,
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             "transformer_layers_per_block": (1, 2, 3),
-            "attention_head_dim": (1, 6, 8),
+            "attention_head_dim": (1, 5, 8),
         },
     ),
     ("emoji-flux", "small"): (

@@ -1,0 +1,46 @@
+"""Tables say what was measured, and compare with fewer steps at equal time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import report
+from benchmarks.quality.measures import Estimate
+from benchmarks.quality.report import Row
+
+
+def row(name: str, group: str, speed: float | None, distance: float, merges: bool = False) -> Row:
+    found = {"far": Estimate(distance, distance - 0.01, distance + 0.01)}
+    return Row(name, group, 4, 10, merges, speed, None, found)
+
+
+ROWS = [
+    row("plain", "anchor", 1.0, 0.0),
+    row("80% of the steps", "fewer steps", 1.25, 0.2),
+    row("50% of the steps", "fewer steps", 2.0, 0.5),
+    row("toma", "method", 1 / 0.65, 0.1, merges=True),
+    row("slow", "method", 0.9, 0.1, merges=True),
+    row("untimed", "method", None, 0.1, merges=True),
+]
+
+
+def test_equal_time_lies_between_two_numbers_of_steps() -> None:
+    found = [report.at_equal_time(ROWS, one, "far") for one in ROWS[3:]]
+    assert found[0] == pytest.approx(0.35)
+    assert found[1:] == [None, None]
+    faster = row("faster than any", "method", 3.0, 0.1, merges=True)
+    assert report.at_equal_time(ROWS, faster, "far") is None
+
+
+def test_tables_hold_every_row_and_note(tmp_path: Path) -> None:
+    report.write(tmp_path / "new", "model", ROWS, {"machine": "here"}, ["Not SDXL."], "far")
+    stored = json.loads((tmp_path / "new" / "model.json").read_text())
+    assert stored["rows"][1]["found"]["far"] == [0.2, 0.19, pytest.approx(0.21)]
+    text = (tmp_path / "new" / "model.md").read_text()
+    assert "| toma | 4 | 10 | 1.54× |" in text
+    assert "0.1 (0.09 … 0.11) | 0.35 |" in text
+    assert "- Not SDXL." in text
+    assert '"machine": "here"' in text
