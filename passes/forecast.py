@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,14 @@ class Predictor:
         before = total(kernels(region.steps), self.profile)
         after = total(kernels(region.steps, _shares(region, windows)), self.profile)
         return Forecast(before, after + total(_merging(region, windows), self.profile))
+
+
+def added(forecasts: Sequence[Forecast]) -> Forecast:
+    """Of regions that are decided together."""
+    if len(forecasts) == 1:
+        return forecasts[0]
+    before, after = (sum(getattr(f, side) for f in forecasts) for side in ("before", "after"))
+    return Forecast(before, after, forecasts[0].source)
 
 
 def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:
@@ -126,11 +134,13 @@ def total(works: Iterable[Work], profile: DeviceProfile) -> float:
 
 
 def _merging(region: Region, windows: Windows) -> list[Work]:
-    """The products that merge the entry and unmerge at each exit."""
-    value = region.entry.meta["val"]
+    """The products that merge the entry and unmerge at each exit; a scope's count once."""
+    whole = region.scope or region
+    if region is not whole.members[0]:
+        return []
+    value = whole.entry.meta["val"]
     rows, dtype = int(value.shape[0]), value.dtype
-    widths = [region.channels]
-    widths += [shape(node)[-1] for node, step in region.steps.items() if step.exit is not None]
+    widths = [whole.channels, *(shape(node)[-1] for node in whole.exits)]
     moved = rows * (windows.tokens + windows.merged) * value.element_size()
     pairs = 2 * rows * windows.merged * windows.size
     return [Work("batched", pairs * width, moved * width, dtype) for width in widths]

@@ -22,7 +22,7 @@ from torch import fx
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.graphs import shape
-from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.layout import TokenLayout
 from toma_fx.passes.propagate import StepFlow
 from toma_fx.passes.region import Group, Region
 
@@ -59,9 +59,10 @@ def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
 
 
 def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
-    regions = [region for group in groups for region in group.regions]
+    regions = [region for group in groups for region in group.units]
     first = groups[0]
-    start, layout = _residual(regions[0]), regions[0].layout
+    start, layout = regions[0].residual(regions[0].exits[0]), regions[0].layout
+    assert start is not None
     alike = all((g.order, g.positions) == (first.order, first.positions) for g in groups)
     late = first.positions and analysis.position[first.positions.node] > analysis.position[start]
     if not first.reorders or first.windows.pads or not alike or late or layout is None:
@@ -72,7 +73,7 @@ def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
     owner = {node: region for region in regions for node in region.steps}
     for node in list(analysis.graph.nodes)[analysis.position[start] + 1 :]:
         if node in owner:
-            _pass_exit(stage, node, owner[node].steps[node])
+            _pass_exit(stage, node, owner[node])
         elif any(
             source in stage.layouts or source in stage.steps for source in node.all_input_nodes
         ):
@@ -80,12 +81,11 @@ def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
     return stage
 
 
-def _pass_exit(stage: Stage, node: fx.Node, step: Step) -> None:
+def _pass_exit(stage: Stage, node: fx.Node, region: Region) -> None:
     """A region's result is in window order if the residual that it is added to is."""
-    if step.exit is not None:
-        residual = stage.layout(node.args[1 - step.exit])
-        if residual is not None:
-            stage.layouts[node] = residual
+    residual = stage.layout(region.residual(node))
+    if residual is not None:
+        stage.layouts[node] = residual
 
 
 def _carry(stage: Stage, node: fx.Node) -> None:
@@ -98,11 +98,3 @@ def _carry(stage: Stage, node: fx.Node) -> None:
     if carried is None or any(part and part.pictures > 1 for part in parts):
         # An order brings back one picture; of two that are joined it would leave one as it is.
         stage.forget(node)
-
-
-def _residual(region: Region) -> fx.Node:
-    """The stream that the region's first exit adds to."""
-    for node, step in region.steps.items():
-        if step.exit is not None:
-            return node.args[1 - step.exit]
-    raise AssertionError("a merged region has an exit")
