@@ -104,7 +104,8 @@ def _cut_out(region: Region) -> tuple[fx.GraphModule, Region, list[fx.Node]]:
 
     steps = {copies[node]: step(old) for node, old in region.steps.items()}
     seeds = tuple(copies[seed] for seed in region.seeds)
-    twin = dataclasses.replace(region, entry=copies[region.entry], seeds=seeds, steps=steps)
+    entry = copies[region.entry]
+    twin = dataclasses.replace(region, entry=entry, seeds=seeds, steps=steps, scope=None)
     return gm, twin, sources
 
 

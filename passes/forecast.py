@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -55,6 +55,14 @@ class Predictor:
         after = total(kernels(region.steps, _shares(region, windows)), self.profile)
         merging = METHODS[self.method].merging(region, windows)
         return Forecast(before, after + total(merging, self.profile))
+
+
+def added(forecasts: Sequence[Forecast]) -> Forecast:
+    """Of regions that are decided together."""
+    if len(forecasts) == 1:
+        return forecasts[0]
+    before, after = (sum(getattr(f, side) for f in forecasts) for side in ("before", "after"))
+    return Forecast(before, after, forecasts[0].source)
 
 
 def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:

@@ -22,10 +22,10 @@ from torch import fx
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.graphs import shape
-from toma_fx.passes.layout import Step, TokenLayout
+from toma_fx.passes.layout import TokenLayout
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.propagate import StepFlow
-from toma_fx.passes.region import Group
+from toma_fx.passes.region import Group, Region
 
 
 class Stage(StepFlow):
@@ -61,9 +61,9 @@ def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
 
 
 def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
-    regions = [region for group in groups for region in group.regions]
+    regions = [region for group in groups for region in group.units]
     first = groups[0]
-    start, layout = regions[0].residual, regions[0].layout
+    start, layout = regions[0].stream, regions[0].layout
     alike = all((g.order, g.positions) == (first.order, first.positions) for g in groups)
     if not first.reorders or first.windows.pads or not alike or layout is None or start is None:
         return None
@@ -75,7 +75,7 @@ def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
     owner = {node: region for region in regions for node in region.steps}
     for node in list(analysis.graph.nodes)[analysis.position[start] + 1 :]:
         if node in owner:
-            _pass_exit(stage, node, owner[node].steps[node])
+            _pass_exit(stage, node, owner[node])
         elif any(
             source in stage.layouts or source in stage.steps for source in node.all_input_nodes
         ):
@@ -83,12 +83,11 @@ def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
     return stage
 
 
-def _pass_exit(stage: Stage, node: fx.Node, step: Step) -> None:
+def _pass_exit(stage: Stage, node: fx.Node, region: Region) -> None:
     """A region's result is in window order if the residual that it is added to is."""
-    if step.exit is not None:
-        residual = stage.layout(node.args[1 - step.exit])
-        if residual is not None:
-            stage.layouts[node] = residual
+    residual = stage.layout(region.residual(node))
+    if residual is not None:
+        stage.layouts[node] = residual
 
 
 def _carry(stage: Stage, node: fx.Node) -> None:

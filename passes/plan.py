@@ -19,27 +19,33 @@ from fnmatch import fnmatch
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.forecast import Forecast
+from toma_fx.passes.forecast import Forecast, added
 from toma_fx.passes.methods import METHODS, Method
 from toma_fx.passes.region import Group, Positions, Region
 from toma_fx.windows import Windows
 
 Judge = Callable[[Region, Windows], Forecast]
 """What merging a region in some windows is worth."""
+Widen = Callable[[list[Region]], list[Region]]
+"""Regions of one plan to what is rewritten: scopes over some of them, and the rest."""
 
 
-def plan(regions: list[Region], config: TomaConfig, judge: Judge) -> list[Group]:
+def plan(
+    regions: list[Region], config: TomaConfig, judge: Judge, widen: Widen = list
+) -> list[Group]:
     """Assign groups to the regions that stay merged; say of the others why they do not.
 
     Args:
         regions: from `find`; their status, reason, group and forecast are set.
         config: what the user chose.
         judge: predicts or measures; with `regions="auto"` it decides as well.
+        widen: from `scope`; a scope is judged as a whole.
     """
     method = METHODS[config.method]
     early = _early_blocks(regions, config.skip_blocks)
     for region in regions:
         if region.status == "merged":
+            region.reason, region.scope = "", None
             reason = _unwanted(region, config, early)
             if reason:
                 region.drop("skipped", reason)
@@ -58,35 +64,59 @@ def plan(regions: list[Region], config: TomaConfig, judge: Judge) -> list[Group]
             for region in members:
                 region.drop("skipped", f"ratio {config.ratio:g} removes no token of a window")
             continue
-        members = _worthwhile(members, where.windows, config, judge)
-        if not members:
-            continue
-        group = Group(len(groups), where.windows, config.method, where.slots, where.positions)
-        group.side, group.follows = method.cells(config)
-        group.regions, group.note = members, where.note
-        for region in members:
-            region.group, region.reason = group, where.note
-        groups.append(group)
+        units = _worthwhile(widen(members), where.windows, config, judge)
+        if units:
+            groups.append(_group(len(groups), where, units, config))
     _measure_depth([region for group in groups for region in group.regions])
     return groups
 
 
-def _worthwhile(
-    members: list[Region], windows: Windows, config: TomaConfig, judge: Judge
-) -> list[Region]:
-    """The members that stay; each keeps its forecast."""
-    kept = []
+def _group(index: int, where: _Arrangement, units: list[Region], config: TomaConfig) -> Group:
+    members = [region for unit in units for region in unit.members]
+    group = Group(index, where.windows, config.method, where.slots, where.positions)
+    group.side, group.follows = METHODS[config.method].cells(config)
+    group.regions, group.note = members, where.note
+    for region in (*units, *members):
+        region.group = group
     for region in members:
-        try:
-            region.forecast = judge(region, windows)
-        except CannotRewrite as refusal:
-            region.drop("refused", str(refusal))
-            continue
-        if config.regions == "auto" and not region.forecast.gains:
-            region.drop("skipped", f"merging gains nothing: {region.forecast}")
+        region.reason = "; ".join(filter(None, (where.note, region.reason)))
+    return group
+
+
+def _worthwhile(
+    units: list[Region], windows: Windows, config: TomaConfig, judge: Judge
+) -> list[Region]:
+    """The units that stay; each of their regions keeps its forecast."""
+    kept = []
+    for unit in units:
+        found = [_judged(region, windows, judge) for region in unit.members]
+        forecasts = [forecast for forecast in found if forecast is not None]
+        if len(forecasts) < len(found):
+            kept += _worthwhile(_left_of(unit), windows, config, judge)
+        elif config.regions == "auto" and not (whole := added(forecasts)).gains:
+            for region in unit.members:
+                region.drop("skipped", f"merging gains nothing: {whole}")
         else:
-            kept.append(region)
+            kept.append(unit)
     return kept
+
+
+def _judged(region: Region, windows: Windows, judge: Judge) -> Forecast | None:
+    try:
+        region.forecast = judge(region, windows)
+    except CannotRewrite as refusal:
+        region.drop("refused", str(refusal))
+        return None
+    return region.forecast
+
+
+def _left_of(unit: Region) -> list[Region]:
+    """The other regions of a scope one of which is refused: each on its own."""
+    left = [region for region in unit.members if region.status == "merged"]
+    for region in left:
+        region.scope = None
+        region.reason = "scope: a region in it is refused; merged region by region"
+    return left
 
 
 def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
@@ -102,6 +132,8 @@ def _measure_depth(regions: list[Region]) -> None:
     blocks = list(dict.fromkeys(region.block_path for region in regions))
     for region in regions:
         region.depth = blocks.index(region.block_path) / len(blocks)
+        if region.scope is not None and region is region.scope.members[0]:
+            region.scope.depth = region.depth
 
 
 def _early_blocks(regions: list[Region], count: int) -> set[str]:

@@ -70,6 +70,7 @@ class Propagation(StepFlow):
         layout: of `start`, for the readers that are followed.
         readers: the nodes that read `start` merged.
         residual: whether a full-length operand, by an axis, is the stream to return to.
+        end: a node whose readers see full length again; nothing may be followed past it.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Propagation(StepFlow):
         layout: TokenLayout,
         readers: Iterable[fx.Node],
         residual: Callable[[fx.Node, int, tuple[Segment, ...]], bool],
+        end: fx.Node | None = None,
     ) -> None:
         super().__init__(analysis, {start: layout})
         self._start = start
         self._readers = frozenset(readers)
         self._reader: fx.Node | None = None
         self._residual = residual
+        self._end = end
         self._items = shape(start)[0]
 
     def advance(self, node: fx.Node) -> Step:
@@ -100,16 +103,18 @@ class Propagation(StepFlow):
         """Follow the readers in graph order until every layout has reached an end.
 
         Raises:
-            CannotRewrite: a reader has no rule, or its rule refuses.
+            CannotRewrite: a reader has no rule, its rule refuses, or it comes after the end.
         """
         position = self._analysis.position
         waiting = set(self._readers)
         while waiting:
             node = min(waiting, key=position.__getitem__)
             waiting.remove(node)
+            if self._end is not None and position[node] > position[self._end]:
+                raise CannotRewrite(f"{op_name(node)} reads merged tokens after the end", node)
             step = self.advance(node)
             self._keep_items_apart(node, step)
-            if step.exit is None and step.layout is not None:
+            if step.exit is None and step.layout is not None and node is not self._end:
                 waiting.update(node.users)
 
     def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:

@@ -57,6 +57,12 @@ class Region:
     forecast: Forecast | None = None
     # Which plan it uses.
     group: Group | None = None
+    # Of a scope, a run of whole blocks that is rewritten as one region: the regions in it, and the
+    # residual addition where it ends. There the entry, at full length, gets back only its change.
+    parts: tuple[Region, ...] = ()
+    end: fx.Node | None = None
+    # The scope that is rewritten in place of this region.
+    scope: Region | None = None
 
     @property
     def tokens(self) -> int:
@@ -70,10 +76,26 @@ class Region:
         return int(self.entry.meta["val"].shape[-1])
 
     @property
-    def residual(self) -> fx.Node | None:
-        """The stream that its first exit adds to; None where it has no exit."""
-        exits = ((node, step.exit) for node, step in self.steps.items() if step.exit is not None)
-        return next((node.args[1 - index] for node, index in exits), None)
+    def members(self) -> tuple[Region, ...]:
+        """The regions of a scope; a region is its own."""
+        return self.parts or (self,)
+
+    @property
+    def exits(self) -> list[fx.Node]:
+        """The additions where the result returns to full length, in graph order."""
+        return [node for node in self.steps if self.residual(node) is not None]
+
+    @property
+    def stream(self) -> fx.Node | None:
+        """The full-length stream that its first exit adds to; None where it has no exit."""
+        return next((self.residual(node) for node in self.exits), None)
+
+    def residual(self, node: fx.Node) -> fx.Node | None:
+        """The full-length stream that an exit adds to; None for any other node."""
+        if node is self.end:
+            return self.entry
+        step = self.steps.get(node)
+        return None if step is None or step.exit is None else node.args[1 - step.exit]
 
     def drop(self, status: str, reason: str) -> None:
         """Leave the region as it is, and say why."""
@@ -98,6 +120,12 @@ class Group:
     regions: list[Region] = field(default_factory=list)
     # What the user should know: clamped windows, another order than asked for.
     note: str = ""
+
+    @property
+    def units(self) -> list[Region]:
+        """What is rewritten: scopes in place of the regions in them, and the other regions."""
+        found = [region.scope or region for region in self.regions]
+        return list({id(unit): unit for unit in found}.values())
 
     @property
     def reorders(self) -> bool:

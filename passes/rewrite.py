@@ -14,7 +14,6 @@ Precondition: `plan` and `hoist` have run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,17 +23,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.merging import gather_rows
+from toma_fx.merging import add_change, change_of, gather_rows
 from toma_fx.passes.clock import Clock, GuardInputs
 from toma_fx.passes.emit import Emitter
 from toma_fx.passes.expect import check_shape, facts, picture_of, restrided, strides
 from toma_fx.passes.graphs import map_leaves, shape
 from toma_fx.passes.hoist import Stage
-from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenCount, TokenLayout
+from toma_fx.passes.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.methods import METHODS, Plan
 from toma_fx.passes.normalize import keep_metadata
 from toma_fx.passes.order_nodes import OrderNodes
 from toma_fx.passes.region import Group, Region
+from toma_fx.passes.replay import replay
 
 
 class RegionRefused(CannotRewrite):
@@ -84,7 +84,7 @@ class _Rewriter:
         values = [node.meta.get("val") for node in gm.graph.nodes]
         mode = detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
         self._emit = Emitter(self._result, self._graph, mode)
-        self._owner = {n: r for g in groups for r in g.regions for n in r.steps}
+        self._owner = {n: r for g in groups for r in g.units for n in r.steps}
         self._starts = {stage.start: stage for stage in stages}
         self._stage = {node: stage for stage in stages for node in (*stage.layouts, *stage.steps)}
         # New nodes: at full length, at full length in window order, merged (by region).
@@ -165,7 +165,7 @@ class _Rewriter:
             order = self._order(stage.group, rows.meta["val"].device)
             return order.index(False, picture_of(layout)[0], layout.length)
 
-        self._ordered[node] = self._replay(node, step, operand, table, lambda s: s.length)
+        self._ordered[node] = replay(self._emit, node, step, operand, table, lambda s: s.length)
         if facts(self._ordered[node]) != facts(node):
             raise CannotRewrite(f"in window order {node.name} has another shape", node)
 
@@ -178,6 +178,8 @@ class _Rewriter:
                 self._leave(node, step.exit, region)
             else:
                 self._on_merged(node, step, region)
+            if node is region.end:
+                self._add_change(node, region)
         except CannotRewrite as refusal:
             raise RegionRefused(region, refusal.reason, refusal.node) from refusal
         except Exception as error:
@@ -202,37 +204,10 @@ class _Rewriter:
         def length(segment: Segment) -> int:
             return windows.merged if segment.merged else segment.length
 
-        new = self._replay(node, step, operand, table, length)
+        new = replay(self._emit, node, step, operand, table, length)
         check_shape(node, new, step.layout, length)
         # Results without merged tokens (text that leaves) stand for the node itself.
         (merged if step.layout is not None else self._natural)[node] = new
-
-    def _replay(
-        self,
-        node: fx.Node,
-        step: Step,
-        operand: Callable[[fx.Node], fx.Node],
-        table: Callable[[AtDestinations, fx.Node], fx.Node],
-        length: Callable[[Segment], int],
-    ) -> fx.Node:
-        """Call a node again with other operands, rows of tables, and token counts."""
-
-        def leaf(item: Any) -> Any:
-            if isinstance(item, fx.Node):
-                return operand(item)
-            if isinstance(item, TokenCount):
-                return sum(length(segment) for segment in item.segments)
-            if isinstance(item, AtDestinations):
-                rows = leaf(item.table)
-                index = table(item, rows)
-                return self._emit.inline(
-                    gather_rows, rows, index, item.axis, item.batch, item.leading
-                )
-            return item
-
-        args = map_leaves(tuple(node.args if step.args is None else step.args), leaf)
-        kwargs = map_leaves(dict(node.kwargs if step.kwargs is None else step.kwargs), leaf)
-        return self._emit.call(step.target or node.target, args, kwargs, like=node)
 
     def _merge(self, region: Region) -> fx.Node:
         ordered = region.entry in self._ordered
@@ -250,7 +225,7 @@ class _Rewriter:
     def _planned_on(self, region: Region, entry: fx.Node) -> fx.Node:
         """The hidden states that a plan is made from."""
         assert region.group is not None
-        residual = region.residual if METHODS[region.group.method].on_residual else None
+        residual = region.stream if METHODS[region.group.method].on_residual else None
         known = residual is not None and (residual in self._natural or residual in self._ordered)
         return self._full(residual) if known and residual is not None else entry
 
@@ -268,6 +243,20 @@ class _Rewriter:
         new = self._emit.call(node.target, args, node.kwargs, like=node)
         if facts(new) != facts(node):
             raise CannotRewrite(f"the region's result is {facts(new)}, not {facts(node)}", node)
+        (self._ordered if ordered else self._natural)[node] = new
+
+    def _add_change(self, node: fx.Node, region: Region) -> None:
+        """Add what a scope has changed to its entry at full length, in the entry's order."""
+        ordered = region.entry in self._ordered and node in self._stage
+        hidden = self._ordered[region.entry] if ordered else self._full(region.entry)
+        plan, merged = self._plan(region), self._merged[id(region)]
+        start, length = picture_of(region.layout)[0], plan.windows.merged
+        before, after = merged[region.entry], merged[node]
+        change = self._emit.inline(change_of, before, after, start, length, like=node)
+        full = plan.unmerge(change, 0, ordered, node)
+        new = self._emit.inline(add_change, hidden, full, after, start, length, like=node)
+        if facts(new) != facts(node):
+            raise CannotRewrite(f"the scope's result is {facts(new)}, not {facts(node)}", node)
         (self._ordered if ordered else self._natural)[node] = new
 
     def _plan(self, region: Region) -> Plan:

@@ -33,6 +33,7 @@ from toma_fx.passes.normalize import normalize
 from toma_fx.passes.plan import Judge, plan, unmatched_patterns
 from toma_fx.passes.region import Group, Region
 from toma_fx.passes.rewrite import RegionRefused, rewrite
+from toma_fx.passes.scope import Scopes, scope_notes
 from toma_fx.passes.verify import verify
 from toma_fx.passes.wrapped import call_own_linears
 from toma_fx.report import RegionReport, Report
@@ -70,12 +71,13 @@ def run_passes(
         analysis = clock.time("analyse", lambda: Analysis(normal))
         regions = clock.time("find", lambda: find(analysis, config.grid, METHODS[config.method]))
         judge = _judge(normal, config)
-        groups = clock.time("plan", lambda: plan(regions, config, judge))
+        scopes = Scopes(analysis, regions, config)
+        groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen))
         if groups:
             guard = clock.time("guard", lambda: _guard(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
             result = clock.time(
-                "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge)
+                "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge, scopes)
             )
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
@@ -90,6 +92,7 @@ def run_passes(
     report.regions = [_reported(region, profile) for region in regions]
     if normal is not None:
         report.forecast = model_forecast(normal.graph, regions, config, profile)
+    report.notes += scope_notes(regions)
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
     ]
@@ -106,14 +109,16 @@ def _rewrite(
     guard: GuardInputs,
     config: TomaConfig,
     judge: Judge,
+    scopes: Scopes,
 ) -> fx.GraphModule:
     """Hoist and rewrite; a region whose replay fails is dropped and the others planned again."""
-    while groups := plan(regions, config, judge):
+    while groups := plan(regions, config, judge, scopes.widen):
         try:
             with _no_tracebacks():
                 return rewrite(normal, groups, hoist(analysis, groups), guard, config)
         except RegionRefused as refusal:
-            refusal.region.drop("refused", str(refusal))
+            if not scopes.refuse(refusal.region, refusal.reason):
+                refusal.region.drop("refused", str(refusal))
     raise CannotRewrite("no region could be rewritten")
 
 

@@ -13,6 +13,7 @@ from toma_fx.errors import ConfigError
 KINDS = ("self_attention", "cross_attention", "joint_attention", "parallel", "feed_forward")
 ORDERS = ("tile", "stripe", "hilbert", "global")
 SHARES = ("run", "block", "region")
+SCOPES = ("region", "block", "span")
 UNMERGES = ("transpose", "pinv")
 GUARDS = ("timestep", "conditioning")
 METHODS = ("toma", "tomesd", "tofu", "todo")
@@ -39,6 +40,12 @@ class TomaConfig:
         share: which regions use one plan: `"run"` (contiguous regions of one stream, token
             count, channels and block class), `"block"`, or `"region"` (each its own). Sharing
             less follows the features more closely and costs one planning more per plan.
+        scope: what runs between a merge and its unmerge: `"region"` (one attention or MLP, as in
+            the paper), `"block"` (all of a block's, on a merged residual stream; only the change
+            that the block makes is added back), or `"span"` (the same over `span` blocks). A
+            larger scope merges less often, runs norms on merged tokens too, and is further from
+            the plain picture: inside it tokens see one another as they were where it began.
+        span: blocks in a scope of `"span"`. A larger value is faster and costs detail.
         select_every: steps between two selections of destinations, where the graph has a
             timestep. A larger value is cheaper and uses older destinations.
         weigh_every: steps between two computations of the weights, likewise.
@@ -85,6 +92,8 @@ class TomaConfig:
     temperature: float = 1e-3
     unmerge: str = "transpose"
     share: str = "run"
+    scope: str = "region"
+    span: int = 4
     select_every: int = 10
     weigh_every: int = 5
     regions: str | tuple[str, ...] = "auto"
@@ -105,7 +114,7 @@ class TomaConfig:
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         _number("ratio", self.ratio, low=0.0, high=1.0)
         _number("temperature", self.temperature, low=0.0, open_low=True)
-        for name in ("window", "select_every", "weigh_every", "min_tokens"):
+        for name in ("window", "select_every", "weigh_every", "min_tokens", "span"):
             _count(name, getattr(self, name))
         _count("skip_blocks", self.skip_blocks, least=0)
         _choice("method", self.method, METHODS)
@@ -113,6 +122,9 @@ class TomaConfig:
         _choice("order", self.order, ORDERS)
         _choice("unmerge", self.unmerge, UNMERGES)
         _choice("share", self.share, SHARES)
+        _scope(self.scope, self.share)
+        if self.method == "todo" and self.scope != "region":
+            raise ConfigError("todo merges nothing that could stay merged: it has no scope")
         object.__setattr__(self, "regions", _kinds(self.regions))
         object.__setattr__(self, "grid", _grid(self.grid))
         object.__setattr__(self, "guard", _guard(self.guard))
@@ -203,6 +215,15 @@ def _ratio_of(method: str, ratio: float) -> None:
     if method == "todo" and ratio and not any(abs(ratio - r) < 1e-2 for r in TODO_RATIOS):
         known = ", ".join(TODO_RATIOS.values())
         raise ConfigError(f"todo keeps one token of a cell: ratio must be {known}, not {ratio}")
+
+
+def _scope(scope: object, share: str) -> None:
+    """A scope has one plan, so the regions in it must share theirs."""
+    _choice("scope", scope, SCOPES)
+    wide = {"block": ("run", "block"), "span": ("run",)}.get(str(scope), SHARES)
+    if share not in wide:
+        names = " or ".join(f'"{name}"' for name in wide)
+        raise ConfigError(f'scope="{scope}" needs share={names}, not "{share}"')
 
 
 def _patterns(name: str, value: object) -> tuple[str, ...]:

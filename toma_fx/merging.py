@@ -20,8 +20,8 @@ def merge_tokens(
     hidden: Tensor, merging: Tensor, order: Tensor | None, start: int, length: int
 ) -> Tensor:
     """`[B, L, C]` to `[B, L − N + D, C]`: the picture's tokens become `D` weighted means."""
-    batch, total, channels = hidden.shape
-    picture = hidden if length == total else hidden.narrow(1, start, length)
+    batch, _, channels = hidden.shape
+    picture = _picture(hidden, start, length)
     windows = windowed(picture, order, merging.shape[-1])
     merged = torch.bmm(merging.to(hidden.dtype), windows).view(batch, -1, channels)
     return _between_text(hidden, merged, start, start + length)
@@ -31,12 +31,30 @@ def unmerge_tokens(
     merged: Tensor, unmerging: Tensor, inverse: Tensor | None, start: int, length: int
 ) -> Tensor:
     """`[B, L − N + D, C]` back to `[B, L, C]`; `length` is `D`."""
-    batch, total, channels = merged.shape
-    picture = merged if length == total else merged.narrow(1, start, length)
+    batch, _, channels = merged.shape
+    picture = _picture(merged, start, length)
     windows = picture.reshape(-1, unmerging.shape[-1], channels)
     slots = torch.bmm(unmerging.to(merged.dtype), windows).view(batch, -1, channels)
     tokens = slots if inverse is None else slots.index_select(1, inverse)
     return _between_text(merged, tokens, start, start + length)
+
+
+def change_of(before: Tensor, after: Tensor, start: int, length: int) -> Tensor:
+    """`[B, D, C]`: what a run of blocks made of the picture's merged tokens; `length` is `D`."""
+    return _picture(after, start, length) - _picture(before, start, length)
+
+
+def add_change(hidden: Tensor, change: Tensor, after: Tensor, start: int, length: int) -> Tensor:
+    """The picture of `hidden` `[B, L, C]` plus its change `[B, N, C]`, between the text of `after`.
+
+    `after` is merged: text that shares the stream stands in it at full length.
+    """
+    picture = _picture(hidden, start, change.shape[1]) + change
+    return _between_text(after, picture, start, start + length)
+
+
+def _picture(hidden: Tensor, start: int, length: int) -> Tensor:
+    return hidden if length == hidden.shape[1] else hidden.narrow(1, start, length)
 
 
 def _between_text(around: Tensor, picture: Tensor, start: int, stop: int) -> Tensor:

@@ -93,10 +93,13 @@ def windows(tokens: int, size: int, config: TomaConfig) -> Windows:
 
 
 def merging(region: Region, windows: Windows) -> list[Work]:
-    """Gathers and scattered additions, bound by memory."""
-    value = region.entry.meta["val"]
-    widths = [region.channels] * 2  # a scatter reads what it adds to once more
-    widths += [shape(node)[-1] for node, step in region.steps.items() if step.exit is not None]
+    """Gathers and scattered additions, bound by memory; a scope's count once."""
+    whole = region.scope or region
+    if region is not whole.members[0]:
+        return []
+    value = whole.entry.meta["val"]
+    widths = [whole.channels] * 2  # a scatter reads what it adds to once more
+    widths += [shape(node)[-1] for node in whole.exits]
     moved = int(value.shape[0]) * (windows.tokens + windows.merged) * value.element_size()
     return [Work("fused", 0.0, moved * width, value.dtype) for width in widths]
 

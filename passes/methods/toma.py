@@ -81,11 +81,13 @@ class WindowPlan(Plan):
 
 
 def merging(region: Region, windows: Windows) -> list[Work]:
-    """The products that merge the entry and unmerge at each exit."""
-    value = region.entry.meta["val"]
+    """The products that merge the entry and unmerge at each exit; a scope's count once."""
+    whole = region.scope or region
+    if region is not whole.members[0]:
+        return []
+    value = whole.entry.meta["val"]
     rows, dtype = int(value.shape[0]), value.dtype
-    widths = [region.channels]
-    widths += [shape(node)[-1] for node, step in region.steps.items() if step.exit is not None]
+    widths = [whole.channels, *(shape(node)[-1] for node in whole.exits)]
     moved = rows * (windows.tokens + windows.merged) * value.element_size()
     pairs = 2 * rows * windows.merged * windows.size
     return [Work("batched", pairs * width, moved * width, dtype) for width in widths]
