@@ -28,6 +28,8 @@ from benchmarks.race.grid import Case, Size, cases_of
 from benchmarks.race.group import run_group
 from benchmarks.race.store import MixedResultsError, Store
 
+# Threads that wait give up their core; the profiler prints a line each time it starts.
+QUIET = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "5"}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -82,7 +84,7 @@ def run_processes(cases: list[Case], store: Store, given: argparse.Namespace) ->
                 break
             before = dict(store.cases)
             command = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]]
-            environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+            environment = {**QUIET, **os.environ}
             rest = ["--one", group, "--until", str(end)]
             code = subprocess.run([*command, *rest], env=environment).returncode
             store.cases = Store.read(store.path).cases

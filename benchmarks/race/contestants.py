@@ -54,7 +54,7 @@ CONTESTANTS = {
         _toma("todo", method="todo"),
         _tomesd("tomesd package, eager", compiled=False, **_ALL_PARTS),
         _tomesd("tomesd package, compiled", compiled=True, **_ALL_PARTS),
-        Contestant("first-block cache, every other step", "cache", {"threshold": 0.05}),
+        Contestant("first-block cache, every other step", "cache", {"threshold": 0.7}),
         Contestant(_AUTOTUNED, "compile", {"mode": _AUTOTUNED}, slow_to_compile=True),
         Contestant(
             "toma, max-autotune",

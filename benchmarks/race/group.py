@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+import diffusers
 import torch
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -59,6 +60,7 @@ def run_group(
 
 def settle_compilers(device: torch.device) -> None:
     """Room for many compiled models, kernels with names; and pay once for what starts compilers."""
+    diffusers.utils.logging.set_verbosity_error()  # it warns of every cast
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.cpp.enable_kernel_profile = True
     torch.compile(lambda x: (x @ x).relu().sum(-1))(torch.ones(64, 64, device=device))
