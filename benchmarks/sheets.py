@@ -16,7 +16,12 @@ _ACROSS, _CAPTIONS, _SEEDS = 12, 24, 2
 
 
 def contact_sheet(
-    generator: Generator, captions: Sequence[str], folder: Path, step: int, steps: int = 10
+    generator: Generator,
+    captions: Sequence[str],
+    folder: Path,
+    step: int,
+    guidance: float,
+    steps: int = 10,
 ) -> Path:
     """Captions spread over the data, the same seeds in each half: `sheet-{step}.png`.
 
@@ -26,7 +31,7 @@ def contact_sheet(
     apart = max(1, len(captions) // _CAPTIONS)
     chosen = list(captions[::apart][:_CAPTIONS])
     halves = [
-        generate(generator, chosen, [1000 * seed + i for i in range(len(chosen))], steps)
+        generate(generator, chosen, [1000 * seed + i for i in range(len(chosen))], steps, guidance)
         for seed in range(_SEEDS)
     ]
     file = folder / f"sheet-{step:06d}.png"

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import batches, data
 from benchmarks.sheets import contact_sheet
-from toma_fx.demo.generators import NAMES, SIZES, Generator, build, embed
+from toma_fx.demo.generators import GUIDANCE, NAMES, SIZES, Generator, build, embed
 
 _DROP, _AVERAGE, _WARM_UP = 0.1, 0.995, 100
 _STRONGEST = 4.0  # guidance that a distilled model is taught, from 1
@@ -81,6 +81,11 @@ class Training:
     def _distilling(self) -> bool:
         """The last steps teach a distilled model what guidance would do in two passes."""
         return self.generator.distilled and self.step >= self.given.steps * (1 - self.given.distill)
+
+    @property
+    def guides(self) -> bool:
+        """Whether guidance means anything to the model yet."""
+        return self._distilling or not self.generator.distilled
 
     @torch.no_grad()
     def _guidance(self, mixed: Tensor, sigma: Tensor, text: Any, scale: Tensor) -> Tensor:
@@ -147,7 +152,8 @@ def train(given: argparse.Namespace) -> None:
         if training.step % given.every == 0 or training.step == given.steps:
             console.print(f"step {training.step}: loss {loss:.4f}, {seconds:.0f} s in this run")
             training.save(checkpoint)
-            contact_sheet(training.averaged(), emoji.captions, given.out, training.step)
+            guidance = GUIDANCE if training.guides else 1.0
+            contact_sheet(training.averaged(), emoji.captions, given.out, training.step, guidance)
     weights = {k: v.half().contiguous() for k, v in training.average.module.state_dict().items()}
     save_file(weights, given.out / f"{given.name}-{given.size}.safetensors")
 
@@ -166,7 +172,7 @@ def main() -> None:
     add("--steps", type=int, default=5000)
     add("--batch", type=int, default=8)
     add("--lr", type=float, default=1e-3)
-    add("--distill", type=float, default=0.15, help="share of steps that teach guidance (flux)")
+    add("--distill", type=float, default=0.3, help="share of steps that teach guidance (flux)")
     add("--every", type=int, default=250, help="steps between checkpoints and contact sheets")
     add("--seed", type=int, default=0)
     add("--device", default="cpu")

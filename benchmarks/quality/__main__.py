@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class Run:
         device = torch.device(given.device)
         self.painter: Painter = settings.painter_of(given, device)
         self.job: Job = settings.job_of(given)
-        self.field: Field = everyone({"regions": "all", "min_tokens": given.min_tokens})
+        self.field: Field = everyone(
+            {"regions": "all", "min_tokens": given.min_tokens}, given.dtype
+        )
         self.runs = [one for one in self.field.runs if self._wanted(one)]
         self.folder = given.work / self.painter.name
         self.judge, self.missing = settings.judge_of(given, self.job, device)
@@ -86,10 +89,11 @@ class Run:
 
     def _speed(self, one: Contestant, steps: int) -> float | None:
         if one.options is None:  # steps cost alike, whatever they draw
-            return None if one.dtype != "float32" else self.job.steps / steps
+            return None if one.dtype else self.job.steps / steps
         if not self.given.rounds:
             return None
-        return speedup(self.painter, one, self._job(one), self.given.rounds, self.folder)
+        job = replace(self.job, batch=self.given.timed)
+        return speedup(self.painter, one, job, self.given.rounds, self.folder)
 
     def _flops(self, one: Contestant, steps: int, place: Path) -> float | None:
         if one.options is None:
@@ -109,10 +113,8 @@ class Run:
         if one.main:
             return self.job
         count = min(self.given.ablation_pairs, len(self.job.prompts))
-        return Job(
-            self.job.prompts[:count], self.job.seeds[:count], self.job.steps, self.job.batch,
-            self.job.backend,
-        )  # fmt: skip
+        prompts, seeds = self.job.prompts[:count], self.job.seeds[:count]
+        return replace(self.job, prompts=prompts, seeds=seeds)
 
     def write(self, rows: list[Row]) -> None:
         out, name = self.given.out, self.painter.name
@@ -142,8 +144,8 @@ def notes_of(run: Run) -> list[str]:
         "SSCD is a detector of copies, not DINO; the perceptual distance has the form of LPIPS on "
         "EfficientNet-lite0 without LPIPS's learned weights; lite0 distance is the cosine distance "
         "of its features.",
-        f"Speed: whole generations in turns with the plain model, backend {run.given.backend}; of "
-        "fewer steps, their number.",
+        f"Speed: generations of {run.given.timed} pictures in turns with the plain model, in "
+        f"{run.given.dtype}, backend {run.given.backend}; of fewer steps, their number.",
     ]
     if emoji:
         millions = sum(p.numel() for p in run.painter.denoiser.parameters()) / 1e6

@@ -23,7 +23,7 @@ class Contestant:
         steps: share of the reference's denoising steps, or a number to add where negative.
         seed_shift: added to every seed.
         caption_shift: every picture takes the caption so many places further on.
-        dtype: of the denoiser.
+        dtype: of the denoiser; None is the reference's.
         guarded: False keeps the plans of the very first step for ever.
         main: one of the few rows that are made of all pairs also in a short run.
     """
@@ -34,7 +34,7 @@ class Contestant:
     steps: float = 1.0
     seed_shift: int = 0
     caption_shift: int = 0
-    dtype: str = "float32"
+    dtype: str | None = None
     guarded: bool = True
     main: bool = False
 
@@ -51,17 +51,18 @@ class Field:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def everyone(base: dict[str, Any]) -> Field:
+def everyone(base: dict[str, Any], dtype: str = "float32") -> Field:
     """All contestants.
 
     Args:
         base: options that every merged contestant begins with, `min_tokens` say.
+        dtype: of the reference.
 
     Returns:
         Those whose options this version knows; the others with the reason.
     """
     runs, skipped = [], {}
-    for one in (*_anchors(), *_methods(), *_variants(), *_stale()):
+    for one in (*_anchors(dtype), *_methods(), *_variants(), *_stale()):
         options = None if one.options is None else {**base, **one.options}
         reason = _refused(options)
         if reason:
@@ -82,15 +83,16 @@ def _refused(options: dict[str, Any] | None) -> str | None:
     return None
 
 
-def _anchors() -> Iterable[Contestant]:
+def _anchors(dtype: str) -> Iterable[Contestant]:
+    other = "float32" if dtype == "bfloat16" else "bfloat16"
     yield Contestant(REFERENCE, "anchor", main=True)
     yield Contestant("identical rerun", "anchor")
-    yield Contestant("bfloat16", "anchor", dtype="bfloat16", main=True)
-    yield Contestant("one step fewer", "anchor", steps=-1, main=True)
-    yield Contestant("another seed", "anchor", seed_shift=10**6, main=True)
-    yield Contestant("another caption", "anchor", caption_shift=1, main=True)
-    for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
-        yield Contestant(f"{share:.0%} of the steps", "fewer steps", steps=share, main=True)
+    yield Contestant(f"in {other}", "anchor", dtype=other)
+    yield Contestant("one step fewer", "anchor", steps=-1)
+    yield Contestant("another seed", "anchor", seed_shift=10**6)
+    yield Contestant("another caption", "anchor", caption_shift=1)
+    for share in (0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+        yield Contestant(f"{share:.0%} of the steps", "fewer steps", steps=share)
 
 
 def _methods() -> Iterable[Contestant]:

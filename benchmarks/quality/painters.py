@@ -28,14 +28,22 @@ class EmojiPainter:
     """A small generator of this project."""
 
     def __init__(
-        self, name: str, size: str, device: torch.device, file: Path | None = None
+        self,
+        name: str,
+        size: str,
+        device: torch.device,
+        file: Path | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.generator = generators.load(name, size, file)
         self.denoiser = self.generator.model.to(device)
+        if dtype != torch.float32:
+            self.denoiser = Cast(self.denoiser.to(dtype), dtype)
         self.name = f"{name}-{size}"
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, model: Any) -> Tensor:
-        return generators.generate(self.generator, prompts, seeds, steps, model=model).cpu()
+        run = self.denoiser if model is None else model
+        return generators.generate(self.generator, prompts, seeds, steps, model=run).cpu()
 
 
 class PipelinePainter:
@@ -45,7 +53,7 @@ class PipelinePainter:
         folder: as `DiffusionPipeline.save_pretrained` writes it.
         device: that it runs on.
         guidance: scale, or None for the pipeline's own.
-        dtype: of the weights; the anchor "bfloat16" says nothing where this is bfloat16 already.
+        dtype: of the weights.
     """
 
     def __init__(

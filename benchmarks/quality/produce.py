@@ -81,7 +81,7 @@ def denoiser(painter: Painter, one: Contestant, backend: str) -> Iterator[Any]:
     """The contestant's form of the painter's denoiser."""
     torch._dynamo.reset()
     model = painter.denoiser
-    if one.dtype != "float32":
+    if one.dtype is not None:
         dtype = getattr(torch, one.dtype)
         model = Cast(copy.deepcopy(model).to(dtype), dtype)
     if one.options is None:

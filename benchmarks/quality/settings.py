@@ -32,18 +32,19 @@ def parser() -> argparse.ArgumentParser:
     add("--size", default="small", help="of the emoji generators")
     add("--weights", type=Path, help="of an emoji generator; default: those of the project")
     add("--pairs", type=int, default=272)
-    add("--ablation-pairs", type=int, default=96, help="for rows that vary one option")
-    add("--steps", type=int, default=20)
+    add("--ablation-pairs", type=int, default=64, help="for all but the main rows")
+    add("--steps", type=int, default=12)
     add("--batch", type=int, default=16, help="divides the numbers of pairs: sizes are static")
     add("--backend", default="inductor", help="of both models; eager compiles nothing")
     add("--rounds", type=int, default=3, help="for times; 0 measures none")
+    add("--timed", type=int, default=4, help="pictures of a timed generation")
     add("--only", nargs="+", default=["*"], help="patterns over names of contestants")
     add("--prompts", default="", help="text file, a prompt a line; imagenet: class names of timm")
     add("--real", type=Path, help="folder of real pictures for KID and FID")
     for name in ("dino", "clip", "inception"):
         add(f"--{name}", type=Path, help="local folder or file of the network")
     add("--guidance", type=float, help="of a pipeline; default: its own")
-    add("--dtype", default="bfloat16", help="of a pipeline")
+    add("--dtype", default="bfloat16", help="of the denoiser")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--min-tokens", type=int, default=256)
     add("--work", type=Path, default=Path("build/quality"), help="pictures; a run goes on there")
@@ -53,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def painter_of(given: argparse.Namespace, device: torch.device) -> Painter:
-    if given.model in NAMES:
-        return EmojiPainter(given.model, given.size, device, given.weights)
     dtype = getattr(torch, given.dtype)
+    if given.model in NAMES:
+        return EmojiPainter(given.model, given.size, device, given.weights, dtype)
     return PipelinePainter(Path(given.model), device, given.guidance, dtype)
 
 

@@ -35,13 +35,19 @@ def speedup(painter: Painter, one: Contestant, job: Job, rounds: int, folder: Pa
             name: (lambda which=which, name=name: _generation(painter, which, job, models[name]))
             for name, which in ((REFERENCE, plain), (one.name, one))
         }
-        interleaved(runs, 1)
+        _warm(painter, job, models)
         seconds = interleaved(runs, rounds, _device(painter))
     pairs = zip(seconds[REFERENCE], seconds[one.name], strict=True)
     found = statistics.median(a / b for a, b in pairs)
     kept: dict[str, Any] = {"speedup": found, "backend": job.backend, "seconds": seconds}
     file.write_text(json.dumps(kept))
     return found
+
+
+def _warm(painter: Painter, job: Job, models: dict[str, Any]) -> None:
+    """One step each: what compiles has compiled."""
+    for model in models.values():
+        painter.paint(job.prompts[: job.batch], job.seeds[: job.batch], 1, model)
 
 
 def _generation(painter: Painter, one: Contestant, job: Job, model: Any) -> None:

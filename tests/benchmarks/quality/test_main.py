@@ -32,7 +32,8 @@ def asked(tmp_path: Path, flux: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
     monkeypatch.setattr(networks, "_efficientnet", Lite)
     given = f"--model emoji-flux --size {SIZE} --weights {flux} --prompts {prompts} --real {real}"
     given += f" --inception {tmp_path / 'inception.pt'} --clip {tmp_path / 'clip'} --device cpu"
-    given += " --pairs 4 --ablation-pairs 2 --steps 3 --batch 2 --backend eager --rounds 1"
+    given += " --pairs 4 --ablation-pairs 2 --steps 3 --batch 2 --timed 2 --rounds 1"
+    given += " --dtype float32 --backend eager"
     given += f" --min-tokens 16 --work {tmp_path / 'work'} --out {tmp_path / 'out'} --only"
     return [*given.split(), *CONTESTANTS]
 
