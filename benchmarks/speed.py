@@ -88,7 +88,11 @@ def run_processes(cases: list[Case], store: Store, given: argparse.Namespace) ->
             rest = ["--one", group, "--until", str(end)]
             code = subprocess.run([*command, *rest], env=environment).returncode
             store.cases = Store.read(store.path).cases
-            store.blame(f"the process died with exit code {code}")
+            reason = f"the process died with exit code {code}"
+            store.blame(reason)
+            if code and store.cases == before:  # before any heat: the model, or its plain compile
+                dead = {"status": "failed", "reason": reason}
+                store.update({case.key: {**case.labels, **dead} for case in left})
             if store.cases == before or given.retry:
                 break
         write_report(store)
