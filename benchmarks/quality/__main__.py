@@ -28,7 +28,7 @@ from benchmarks.quality.contestants import REFERENCE, Contestant, Field, everyon
 from benchmarks.quality.painters import Painter
 from benchmarks.quality.produce import Job, noted, produce, read, slug
 from benchmarks.quality.report import Row
-from benchmarks.quality.score import kept
+from benchmarks.quality.score import Scores, kept
 from benchmarks.quality.speed import speedup
 
 _SHOWN = ("toma 0.25", "toma 0.5", "toma 0.75", "tomesd 0.5", "tofu 0.5", "todo 0.75")
@@ -70,7 +70,7 @@ class Run:
         job, place = self._job(one), self.folder / slug(one.name)
         pairs, batch = len(job.prompts), job.batch
 
-        def compute() -> dict[str, Any]:
+        def compute() -> Scores:
             made = read(place, pairs, batch)
             reference = read(self.folder / slug(REFERENCE), pairs, batch)
             return self.judge.score(made, reference, job.prompts, (one.name, REFERENCE))
@@ -78,10 +78,9 @@ class Run:
         asked = {"pairs": pairs, "networks": self._networks()}
         found = kept(place / "scores.json", compute, asked)
         steps = one.count(job.steps)
-        return Row(
-            one.name, one.group, pairs, steps, one.options is not None,
-            self._speed(one, steps), self._flops(one, steps, place), found,
-        )  # fmt: skip
+        speed, flops = self._speed(one, steps), self._flops(one, steps, place)
+        merges = one.options is not None
+        return Row(one.name, one.group, pairs, steps, merges, speed, flops, *found)
 
     def _networks(self) -> list[str]:
         others = {"inception": self.judge.inception, "clip": self.judge.clip}

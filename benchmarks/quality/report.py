@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.quality.measures import Estimate
+from benchmarks.quality.measures import Estimate, bootstrap
 
+DEFAULT = "toma 0.5"
 _UPWARDS = ("PSNR", "SSIM", "CLIP-T")  # more is better
 
 
@@ -27,6 +29,7 @@ class Row:
         speedup: over the plain model at full steps; by their number for fewer steps.
         flops: share of the regions' and the model's FLOPs left, or None where unknown.
         found: measures by name.
+        each: the first feature distance, pair by pair; rows of the same seeds and captions.
     """
 
     name: str
@@ -37,11 +40,12 @@ class Row:
     speedup: float | None
     flops: float | None
     found: dict[str, Estimate]
+    each: list[float] = field(default_factory=list)
 
 
 def at_equal_time(rows: list[Row], row: Row, measure: str) -> float | None:
     """What fewer steps reach in this row's time: between the two nearest numbers of steps."""
-    if row.speedup is None or row.speedup <= 1:
+    if not row.merges or row.speedup is None or row.speedup <= 1:
         return None
     curve = sorted(
         (1 / one.speedup, one.found[measure].mean)
@@ -52,6 +56,18 @@ def at_equal_time(rows: list[Row], row: Row, measure: str) -> float | None:
     if not curve or time < curve[0][0]:
         return None
     return float(np.interp(time, *zip(*curve, strict=True)))
+
+
+def beside_default(rows: list[Row], row: Row) -> Estimate | None:
+    """How much further from the plain picture than the default options' row, pair by pair.
+
+    Pairs cancel what makes one picture harder than another; an interval below zero is closer.
+    """
+    default = next((one for one in rows if one.name == DEFAULT), None)
+    if default is None or row is default or not row.merges or not row.each:
+        return None
+    count = min(len(row.each), len(default.each))
+    return bootstrap(torch.tensor(row.each[:count]) - torch.tensor(default.each[:count]))
 
 
 def write(
@@ -68,7 +84,7 @@ def write(
         key: the measure that is compared with fewer steps at equal time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = [{**vars(row), "found": {k: list(v) for k, v in row.found.items()}} for row in rows]
+    stored = [_stored(row, beside_default(rows, row)) for row in rows]
     text = json.dumps({**about, "rows": stored, "notes": notes}, indent=1)
     (folder / f"{name}.json").write_text(text + "\n")
     (folder / f"{name}.md").write_text(markdown(name, rows, about, notes, key))
@@ -78,12 +94,13 @@ def markdown(name: str, rows: list[Row], about: dict[str, Any], notes: list[str]
     """The table, and under it what it was made of."""
     columns = list(dict.fromkeys(measure for row in rows for measure in row.found))
     heads = [f"{column} {'↑' if column in _UPWARDS else '↓'}" for column in columns]
-    head = ["", "pairs", "steps", "speed", *heads, f"{key}, fewer steps in equal time"]
+    equal = [f"{key}: minus that of {DEFAULT}", f"{key}: fewer steps in equal time"]
+    head = ["", "pairs", "steps", "speed", "FLOPs", *heads, *equal]
     lines = [f"# {name}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for group in dict.fromkeys(row.group for row in rows):
         lines.append(_line([f"**{group}**", *[""] * (len(head) - 1)]))
         lines += [
-            _line(_cells(row, columns, at_equal_time(rows, row, key) if row.merges else None))
+            _line(_cells(row, columns, beside_default(rows, row), at_equal_time(rows, row, key)))
             for row in rows
             if row.group == group
         ]
@@ -92,11 +109,19 @@ def markdown(name: str, rows: list[Row], about: dict[str, Any], notes: list[str]
     return "\n".join(lines)
 
 
-def _cells(row: Row, columns: list[str], equal: float | None) -> list[str]:
+def _stored(row: Row, beside: Estimate | None) -> dict[str, Any]:
+    found = {name: list(estimate) for name, estimate in row.found.items()}
+    kept = {key: value for key, value in vars(row).items() if key != "each"}
+    return {**kept, "found": found, "beside_default": beside and list(beside)}
+
+
+def _cells(row: Row, columns: list[str], beside: Estimate | None, equal: float | None) -> list[str]:
     speed = "" if row.speedup is None else f"{row.speedup:.2f}×"
+    flops = "" if row.flops is None else f"{row.flops:.0%}"
     found = [_cell(row.found.get(column)) for column in columns]
     last = "" if equal is None else f"{equal:.3g}"
-    return [row.name, str(row.pairs), str(row.steps), speed, *found, last]
+    start = [row.name, str(row.pairs), str(row.steps), speed, flops]
+    return [*start, *found, _cell(beside), last]
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from benchmarks.quality.measures import Estimate
 from benchmarks.quality.networks import EfficientNet, Features
 
 _BATCH = 16
+
+
+class Scores(NamedTuple):
+    """Of one contestant.
+
+    Attributes:
+        row: measures by name.
+        each: the first feature distance, pair by pair.
+    """
+
+    row: dict[str, Estimate]
+    each: list[float]
 
 
 @dataclass
@@ -40,8 +53,8 @@ class Judge:
     @torch.no_grad()
     def score(
         self, made: Tensor, reference: Tensor, prompts: Sequence[str], places: tuple[str, str]
-    ) -> dict[str, Estimate]:
-        """One row: every measure by its name.
+    ) -> Scores:
+        """One row: every measure by its name, and the first feature distance of every pair.
 
         Args:
             made: `[N, 3, h, w]` in [0, 1].
@@ -53,20 +66,25 @@ class Judge:
             "PSNR": measures.bootstrap(measures.psnr(made, reference)),
             "SSIM": measures.bootstrap(measures.ssim(made, reference)),
         }
-        for name, read in self.features.items():
-            ours = self._read(name, read, made, places[0])
-            theirs = self._read(name, read, reference, places[1])[: len(made)]
-            row[name] = measures.bootstrap(measures.cosine_distance(ours, theirs))
+        distances = {
+            name: measures.cosine_distance(
+                self._read(name, read, made, places[0]),
+                self._read(name, read, reference, places[1])[: len(made)],
+            )
+            for name, read in self.features.items()
+        }
+        row.update({name: measures.bootstrap(found) for name, found in distances.items()})
         if self.efficientnet is not None:
             row["perceptual"] = measures.bootstrap(self._perceptual(made, reference))
         row.update(self._sets(made, places[0]))
+        each = next(iter(distances.values()), torch.zeros(0))
         if self.clip is not None:
             found = [
                 self.clip(made[at : at + _BATCH], prompts[at : at + _BATCH])
                 for at in range(0, len(made), _BATCH)
             ]
             row["CLIP-T"] = measures.bootstrap(torch.cat(found))
-        return row
+        return Scores(row, each.tolist())
 
     def _sets(self, made: Tensor, place: str) -> dict[str, Estimate]:
         row = {}
@@ -103,14 +121,13 @@ class Judge:
         return known[: len(pictures)]
 
 
-def kept(
-    file: Path, compute: Callable[[], dict[str, Estimate]], asked: dict[str, object]
-) -> dict[str, Estimate]:
-    """A row from its file, or computed and written there; computed anew where asked otherwise."""
+def kept(file: Path, compute: Callable[[], Scores], asked: dict[str, object]) -> Scores:
+    """Scores from their file, or computed and written there; anew where asked otherwise."""
     if file.exists():
         found = json.loads(file.read_text())
         if found["asked"] == asked:
-            return {name: Estimate(*value) for name, value in found["row"].items()}
-    row = compute()
-    file.write_text(json.dumps({"asked": asked, "row": row}))
-    return row
+            row = {name: Estimate(*value) for name, value in found["row"].items()}
+            return Scores(row, found["each"])
+    scores = compute()
+    file.write_text(json.dumps({"asked": asked, **scores._asdict()}))
+    return scores

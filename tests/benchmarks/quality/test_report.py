@@ -14,14 +14,15 @@ from benchmarks.quality.report import Row
 
 def row(name: str, group: str, speed: float | None, distance: float, merges: bool = False) -> Row:
     found = {"far": Estimate(distance, distance - 0.01, distance + 0.01)}
-    return Row(name, group, 4, 10, merges, speed, None, found)
+    each = [distance - 0.01, distance + 0.01]
+    return Row(name, group, 4, 10, merges, speed, None, found, each)
 
 
 ROWS = [
     row("plain", "anchor", 1.0, 0.0),
     row("80% of the steps", "fewer steps", 1.25, 0.2),
     row("50% of the steps", "fewer steps", 2.0, 0.5),
-    row("toma", "method", 1 / 0.65, 0.1, merges=True),
+    row("toma 0.5", "method", 1 / 0.65, 0.1, merges=True),
     row("slow", "method", 0.9, 0.1, merges=True),
     row("untimed", "method", None, 0.1, merges=True),
 ]
@@ -35,12 +36,20 @@ def test_equal_time_lies_between_two_numbers_of_steps() -> None:
     assert report.at_equal_time(ROWS, faster, "far") is None
 
 
+def test_rows_stand_beside_the_default_pair_by_pair() -> None:
+    far = row("far", "order", 1.5, 0.4, merges=True)
+    found = report.beside_default(ROWS, far)
+    assert found == pytest.approx((0.3, 0.3, 0.3))
+    assert report.beside_default(ROWS, ROWS[1]) is None  # merges nothing
+    assert report.beside_default(ROWS[:2], far) is None  # the default was not run
+
+
 def test_tables_hold_every_row_and_note(tmp_path: Path) -> None:
     report.write(tmp_path / "new", "model", ROWS, {"machine": "here"}, ["Not SDXL."], "far")
     stored = json.loads((tmp_path / "new" / "model.json").read_text())
     assert stored["rows"][1]["found"]["far"] == [0.2, 0.19, pytest.approx(0.21)]
     text = (tmp_path / "new" / "model.md").read_text()
-    assert "| toma | 4 | 10 | 1.54× |" in text
-    assert "0.1 (0.09 … 0.11) | 0.35 |" in text
+    assert "| toma 0.5 | 4 | 10 | 1.54× |" in text
+    assert "0.1 (0.09 … 0.11) |  | 0.35 |" in text
     assert "- Not SDXL." in text
     assert '"machine": "here"' in text
