@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch._inductor import list_mode_options
 
 import toma_fx
 from toma_fx.cli.inputs import inputs_for
@@ -29,7 +30,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_dtype(parser, "float32")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: 5)")
-    parser.add_argument("--mode", help="Inductor's, as in torch.compile(mode=...)")
+    parser.add_argument(
+        "--mode",
+        choices=list(list_mode_options()),
+        help="as in torch.compile(mode=...)",
+    )
 
 
 def run(given: argparse.Namespace) -> None:
@@ -53,9 +58,11 @@ def run(given: argparse.Namespace) -> None:
 def contestants(
     model: torch.nn.Module, inputs: dict[str, Any], config: TomaConfig, mode: str | None
 ) -> dict[str, Callable[[], Any]]:
+    """Plain and merged, compiled alike: `torch.compile` takes a mode or options, not both."""
     fields = {name: getattr(config, name) for name in TomaConfig.field_names()}
+    fields |= list_mode_options(mode) if mode else {}
     plain = torch.compile(_wrapped(model), mode=mode)
-    merged = torch.compile(_wrapped(model), backend="toma", mode=mode, options=fields)
+    merged = torch.compile(_wrapped(model), backend="toma", options=fields)
     clock = iter(range(10**6, 0, -1))
 
     def call(compiled: Any) -> Callable[[], Any]:
