@@ -11,6 +11,7 @@ as float16.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import batches, data
 from benchmarks.sheets import contact_sheet
-from toma_fx.demo.generators import GUIDANCE, NAMES, SIZES, Generator, build, embed
+from toma_fx.demo.generators import NAMES, SIZES, Generator, build, embed
 
 _DROP, _AVERAGE, _WARM_UP = 0.1, 0.995, 100
 _STRONGEST = 4.0  # guidance that a distilled model is taught, from 1
@@ -39,6 +40,7 @@ class Training:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE))
         self.call: Any = torch.compile(self.model) if given.compile else self.model
         self.optimizers = optimizers(self.model, given.lr)
+        self.teacher: Any = None  # what a distilled model learns guidance from
         self.step = 0
 
     def advance(self, emoji: data.Emoji) -> float:
@@ -71,6 +73,8 @@ class Training:
         on = [t.to(given.device) for t in (mixed, noise - pictures, sigma, scale)]
         mixed, target, sigma, scale = on
         text = embed(captions).to(given.device)
+        if self._distilling and self.teacher is None:
+            self.teacher = copy.deepcopy(self.average.module).eval()
         with torch.autocast(given.device, torch.bfloat16):
             if self._distilling:
                 target = target + self._guidance(mixed, sigma, text, scale)
@@ -80,7 +84,8 @@ class Training:
     @property
     def _distilling(self) -> bool:
         """The last steps teach a distilled model what guidance would do in two passes."""
-        return self.generator.distilled and self.step >= self.given.steps * (1 - self.given.distill)
+        first = self.given.steps * (1 - self.given.distill)
+        return self.generator.distilled and self.step >= first
 
     @property
     def guides(self) -> bool:
@@ -89,10 +94,11 @@ class Training:
 
     @torch.no_grad()
     def _guidance(self, mixed: Tensor, sigma: Tensor, text: Any, scale: Tensor) -> Tensor:
+        """Of a teacher that stays as it is: a model that taught itself would drift away."""
         one, empty = torch.ones_like(scale), embed([""] * len(scale)).to(self.given.device)
         run = self.generator.velocity
-        with_text = run(mixed, sigma, text, one, self.call)
-        difference = with_text - run(mixed, sigma, empty, one, self.call)
+        with_text = run(mixed, sigma, text, one, self.teacher)
+        difference = with_text - run(mixed, sigma, empty, one, self.teacher)
         return (scale - 1)[:, None, None, None] * difference.float()
 
     def _rate(self) -> float:
@@ -111,6 +117,7 @@ class Training:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "teacher": self.teacher and self.teacher.state_dict(),
         }
         torch.save(state, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)  # a run that is killed here leaves the old one
@@ -120,6 +127,9 @@ class Training:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
+        if state.get("teacher"):
+            self.teacher = copy.deepcopy(self.average.module).eval()
+            self.teacher.load_state_dict(state["teacher"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
@@ -152,7 +162,7 @@ def train(given: argparse.Namespace) -> None:
         if training.step % given.every == 0 or training.step == given.steps:
             console.print(f"step {training.step}: loss {loss:.4f}, {seconds:.0f} s in this run")
             training.save(checkpoint)
-            guidance = GUIDANCE if training.guides else 1.0
+            guidance = _STRONGEST / 2 if training.guides else 1.0
             contact_sheet(training.averaged(), emoji.captions, given.out, training.step, guidance)
     weights = {k: v.half().contiguous() for k, v in training.average.module.state_dict().items()}
     save_file(weights, given.out / f"{given.name}-{given.size}.safetensors")
@@ -172,7 +182,7 @@ def main() -> None:
     add("--steps", type=int, default=5000)
     add("--batch", type=int, default=8)
     add("--lr", type=float, default=1e-3)
-    add("--distill", type=float, default=0.3, help="share of steps that teach guidance (flux)")
+    add("--distill", type=float, default=0.0, help="share of steps that teach guidance (flux)")
     add("--every", type=int, default=250, help="steps between checkpoints and contact sheets")
     add("--seed", type=int, default=0)
     add("--device", default="cpu")

@@ -9,6 +9,6 @@ See `README.md` beside this file for what they were trained on and how well they
 
 from toma_fx.demo.generators.captions import Text, embed
 from toma_fx.demo.generators.models import NAMES, SIZES, Generator, build, load
-from toma_fx.demo.generators.sampling import GUIDANCE, generate
+from toma_fx.demo.generators.sampling import generate
 
-__all__ = ["GUIDANCE", "NAMES", "SIZES", "Generator", "Text", "build", "embed", "generate", "load"]
+__all__ = ["NAMES", "SIZES", "Generator", "Text", "build", "embed", "generate", "load"]

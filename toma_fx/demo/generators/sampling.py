@@ -11,8 +11,6 @@ from torch import Tensor
 from toma_fx.demo.generators.captions import Text, embed
 from toma_fx.demo.generators.models import Generator
 
-GUIDANCE = 2.5
-
 
 @torch.no_grad()
 def generate(
@@ -20,7 +18,7 @@ def generate(
     captions: Sequence[str],
     seeds: Sequence[int],
     steps: int = 20,
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     model: Any = None,
 ) -> Tensor:
     """One picture a caption and seed.
@@ -30,7 +28,8 @@ def generate(
         captions: `B` of them.
         seeds: `B`; a picture depends on its own seed alone, not on its place in the batch.
         steps: denoising steps; time grows in proportion.
-        guidance: how much more the caption counts; a larger value costs variety. 1 is none.
+        guidance: how much more the caption counts; a larger value costs variety. 1 is
+            none; by default what suits the generator.
         model: a compiled form of the generator's model.
 
     Returns:
@@ -38,6 +37,7 @@ def generate(
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    scale = generator.guidance if guidance is None else guidance
     device = next(generator.model.parameters()).device
     scheduler = FlowMatchEulerDiscreteScheduler()
     # As the Flux pipeline spaces them: the default's last step would begin at almost no noise.
@@ -46,7 +46,7 @@ def generate(
     picture = noise_of(seeds, generator.pixels).to(device)
     for timestep in scheduler.timesteps:
         sigma = (timestep / 1000).expand(len(seeds))
-        velocity = guided(generator, picture, sigma, text, guidance, model)
+        velocity = guided(generator, picture, sigma, text, scale, model)
         picture = scheduler.step(velocity, timestep, picture).prev_sample
     return (picture.float() / 2 + 0.5).clamp(0, 1)
 
