@@ -101,7 +101,7 @@ def _methods() -> Iterable[Contestant]:
     for method in ("tomesd", "tofu"):
         for ratio in (0.25, 0.5, 0.75):
             options = {"method": method, "ratio": ratio}
-            yield Contestant(f"{method} {ratio:g}", "method", options, main=True)
+            yield Contestant(f"{method} {ratio:g}", "method", options, main=ratio == 0.5)
     yield Contestant("todo 0.75", "method", {"method": "todo", "ratio": 0.75}, main=True)
 
 

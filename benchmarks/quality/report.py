@@ -13,6 +13,7 @@ import torch
 from benchmarks.quality.measures import Estimate, bootstrap
 
 DEFAULT = "toma 0.5"
+_EQUAL = 0.97  # of a speed: what is this near is called equal
 _UPWARDS = ("PSNR", "SSIM", "CLIP-T")  # more is better
 
 
@@ -68,6 +69,24 @@ def beside_default(rows: list[Row], row: Row) -> Estimate | None:
         return None
     count = min(len(row.each), len(default.each))
     return bootstrap(torch.tensor(row.each[:count]) - torch.tensor(default.each[:count]))
+
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """A line for each option that was varied: whether its default is the best at equal speed."""
+    default = next((row for row in rows if row.name == DEFAULT), None)
+    if default is None:
+        return []
+    lines = []
+    for group in dict.fromkeys(row.group for row in rows if row.merges):
+        better = []
+        for row in rows:
+            beside = beside_default(rows, row) if row.group == group else None
+            fast = (row.speedup or 0) >= _EQUAL * (default.speedup or 0)
+            if beside is not None and beside.high < 0 and fast:
+                better.append(f"{row.name} (by {-beside.mean:.2g})")
+        found = f"closer at equal speed: {', '.join(better)}" if better else "none is closer"
+        lines.append(f"{group}, beside {DEFAULT}: {found}.")
+    return lines
 
 
 def write(

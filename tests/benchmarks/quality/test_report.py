@@ -44,6 +44,21 @@ def test_rows_stand_beside_the_default_pair_by_pair() -> None:
     assert report.beside_default(ROWS[:2], far) is None  # the default was not run
 
 
+def test_a_closer_row_of_equal_speed_is_named() -> None:
+    def ours(name: str, group: str, speed: float, distance: float) -> Row:
+        return row(name, group, speed, distance, merges=True)
+
+    default = ours(report.DEFAULT, "method", 1.5, 0.3)
+    others = [ours("near", "order", 1.5, 0.2), ours("slow", "order", 1.2, 0.1)]
+    lines = report.verdicts([default, *others, ours("far", "window", 1.6, 0.4)])
+    assert lines == [
+        "method, beside toma 0.5: none is closer.",
+        "order, beside toma 0.5: closer at equal speed: near (by 0.1).",
+        "window, beside toma 0.5: none is closer.",
+    ]
+    assert report.verdicts(others) == []
+
+
 def test_tables_hold_every_row_and_note(tmp_path: Path) -> None:
     report.write(tmp_path / "new", "model", ROWS, {"machine": "here"}, ["Not SDXL."], "far")
     stored = json.loads((tmp_path / "new" / "model.json").read_text())
