@@ -153,10 +153,11 @@ def test_bfloat16_stays_near_the_hand(name: str, options: dict[str, Any], span: 
 
 
 @torch.no_grad()
-def test_inductor_equals_the_hand(architectures: Any) -> None:
+def test_inductor_equals_the_hand() -> None:
     """Generated kernels, once: the other tests use cheaper compilers."""
-    model, inputs, sequence = architectures["flux"]
-    with scoped_by_hand(model, HandMerge(0.5, "run", sequence), 2):
+    model = flux(num_layers=1, num_single_layers=2)
+    inputs = flux_inputs(model, *GRID)
+    with scoped_by_hand(model, HandMerge(0.5, "run", flux_sequence), 2):
         expected = model(**inputs)[0]
     result = compiled(model, "inductor", scope="span", span=2)(**inputs)[0]
     assert relative(result, expected) < 1e-4
