@@ -33,7 +33,7 @@ from toma_fx.passes.normalize import normalize
 from toma_fx.passes.plan import Judge, plan, unmatched_patterns
 from toma_fx.passes.region import Group, Region
 from toma_fx.passes.rewrite import RegionRefused, rewrite
-from toma_fx.passes.scope import Scopes, scope_notes
+from toma_fx.passes.scope import Scopes, scope_remarks
 from toma_fx.passes.verify import verify
 from toma_fx.passes.wrapped import call_own_linears
 from toma_fx.report import RegionReport, Report
@@ -92,7 +92,7 @@ def run_passes(
     report.regions = [_reported(region, profile) for region in regions]
     if normal is not None:
         report.forecast = model_forecast(normal.graph, regions, config, profile)
-    report.notes += scope_notes(regions)
+    report.remarks = scope_remarks(regions)
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
     ]

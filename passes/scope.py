@@ -51,6 +51,7 @@ class Scopes:
         self._regions = regions
         self._kind = config.scope
         self._blocks = {"region": 0, "block": 1, "span": config.span}[config.scope]
+        self._whole = blocks_of(region for region in regions if region.steps)
         self._known: dict[tuple[int, ...], Region | str] = {}
 
     def widen(self, members: list[Region]) -> list[Region]:
@@ -88,10 +89,23 @@ class Scopes:
         key = _key(parts)
         if key not in self._known:
             try:
+                self._need_whole_blocks(parts)
                 self._known[key] = _prove(self._kind, parts, self._analysis, self._regions)
             except CannotRewrite as refusal:
                 self._known[key] = refusal.reason
         return self._known[key]
+
+    def _need_whole_blocks(self, parts: list[Region]) -> None:
+        """What was skipped or refused in a block wants its stream at full length."""
+        inside = set(_key(parts))
+        beside = [r for block in self._whole if inside.intersection(_key(block)) for r in block]
+        paths = {region.block_path for region in parts}
+        for region in self._regions:
+            if region.origin is not None and not region.steps:  # refused before its block is known
+                beside += [region] * any(_within(region.module_path, path) for path in paths)
+        for region in beside:
+            if id(region) not in inside:
+                raise CannotRewrite(f"the {region.kind} in it stays at full length")
 
 
 def blocks_of(regions: Iterable[Region]) -> list[list[Region]]:
@@ -104,15 +118,15 @@ def blocks_of(regions: Iterable[Region]) -> list[list[Region]]:
     return blocks
 
 
-def scope_notes(regions: list[Region]) -> list[str]:
+def scope_remarks(regions: list[Region]) -> list[str]:
     """How often a report's regions merge, where that is less often than each."""
     scopes = {id(r.scope): r.scope for r in regions if r.scope and r.status == "merged"}.values()
     blocks = sum(len(blocks_of(scope.parts)) for scope in scopes)
-    notes = {
+    remarks = {
         "block": f"merged once a block: {blocks} blocks",
         "span": f"merged once a span: {len(scopes)} spans over {blocks} blocks",
     }
-    return sorted({notes[scope.kind] for scope in scopes})
+    return sorted({remarks[scope.kind] for scope in scopes})
 
 
 def _continues(block: list[Region], region: Region) -> bool:
@@ -126,6 +140,10 @@ def _continues(block: list[Region], region: Region) -> bool:
         return False
     repeats = not region.block_path and region.kind in {member.kind for member in block}
     return last.kind not in _LAST and not repeats
+
+
+def _within(path: str, module: str) -> bool:
+    return not module or f"{path}.".startswith(f"{module}.")
 
 
 def _key(parts: Iterable[Region]) -> tuple[int, ...]:

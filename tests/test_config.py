@@ -10,8 +10,8 @@ import pytest
 from toma_fx import ConfigError, TomaConfig
 from toma_fx.config import KINDS, closest, split_options
 
-COUNTS = ("window", "select_every", "weigh_every", "min_tokens")
-CHOICES = ("order", "unmerge", "share")
+COUNTS = ("window", "select_every", "weigh_every", "min_tokens", "span")
+CHOICES = ("order", "unmerge", "share", "scope")
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TomaConfig)])
@@ -44,6 +44,15 @@ def test_counts(name: str, value: Any) -> None:
 def test_choices_are_listed(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name} must be one of "):
         TomaConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("scope", "share"), [("block", "region"), ("span", "region"), ("span", "block")]
+)
+def test_a_scope_needs_one_plan(scope: str, share: str) -> None:
+    with pytest.raises(ConfigError, match=f'scope="{scope}" needs share=.*"run".*not "{share}"'):
+        TomaConfig(scope=scope, share=share)
+    assert TomaConfig(scope="block", share="block").scope == "block"
 
 
 def test_a_misspelt_choice_gets_the_closest() -> None:

@@ -82,8 +82,10 @@ def test_it_is_plain_data() -> None:
 
 
 def test_reports_of_several_graphs_add_up() -> None:
-    report = Report([region()], ["one"], {"find": 1.0})
+    report = Report([region()], ["one"], {"find": 1.0}, remarks=["merged once a block"])
     report.extend(Report([REFUSED], ["two"], {"find": 0.5, "plan": 0.25}))
     assert report.regions == [region(), REFUSED]
     assert report.notes == ["one", "two"]
+    assert report.remarks == ["merged once a block"]
+    assert "merged once a block\nnote: one" in str(report)
     assert report.seconds == {"find": 1.5, "plan": 0.25}

@@ -108,12 +108,14 @@ class Report:
             be traced.
         seconds: time of each pass.
         forecast: what is expected of the whole model; None where it could not be traced.
+        remarks: what is as it should be and no single region tells: how many blocks merge once.
     """
 
     regions: list[RegionReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     forecast: ModelForecast | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def merged(self) -> list[RegionReport]:
@@ -135,6 +137,7 @@ class Report:
         """Append the report of another graph of the same model."""
         self.regions += other.regions
         self.notes += other.notes
+        self.remarks += other.remarks
         if other.forecast is not None:
             self.forecast = self.forecast + other.forecast if self.forecast else other.forecast
         for name, seconds in other.seconds.items():
@@ -158,7 +161,8 @@ class Report:
             table.add_row(*_row(members))
         text = io.StringIO()
         Console(file=text, width=140, markup=False).print(table)
-        notes = [f"note: {note}\n" for note in self.notes]
+        notes = [f"{remark}\n" for remark in self.remarks]
+        notes += [f"note: {note}\n" for note in self.notes]
         return "".join((text.getvalue(), f"{self.forecast}\n" if self.forecast else "", *notes))
 
     def summary(self) -> str:
