@@ -31,10 +31,10 @@ class HandMatch:
     def run_of(self, module: nn.Module, path: str) -> str:
         return path
 
-    def plan(self, entry: Tensor, run: str, residual: Tensor) -> Matched:
+    def plan(self, entry: Tensor, run: str, residual: Tensor | None = None) -> Matched:
         if run not in self.blocks:  # called in the order of the graph
             self.blocks.append(run)
-            self._matches = self._match(residual)
+            self._matches = self._match(entry if residual is None else residual)
         return Matched(self._matches, self.prunes(self.blocks.index(run)))
 
     def _match(self, tokens: Tensor) -> list[dict[int, list[int]]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.eager_merge import merged_by_hand, relative
 from tests.eager_methods import HandMatch, heads_of, sampled_keys
+from tests.eager_scope import scoped_by_hand
 from tests.models import (
     flux,
     flux_inputs,
@@ -92,6 +93,18 @@ def test_matching_methods_on_flux_equal_blocks_merged_by_hand(method: str) -> No
         expected = model(**inputs)[0]
     result = merged(model, inputs, method=method)
     assert len(last_report().merged) == 6
+    assert relative(result, expected) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matching_methods_merge_once_a_block(method: str) -> None:
+    """A scope adds back only the change, whatever brings it to full length."""
+    model = sdxl()
+    inputs = sdxl_inputs(model, 32, 64)
+    with scoped_by_hand(model, HandMatch(0.5, GRIDS.get, METHODS[method](4))):  # type: ignore[arg-type]
+        expected = model(**inputs)[0]
+    result = merged(model, inputs, method=method, scope="block")
+    assert last_report().remarks == ["merged once a block: 4 blocks"]
     assert relative(result, expected) < 1e-4
 
 
@@ -186,3 +199,8 @@ def test_each_method_has_its_price() -> None:
 def test_ratios_that_a_method_cannot_take(method: str, ratio: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TomaConfig(method=method, ratio=ratio)
+
+
+def test_todo_has_no_scope() -> None:
+    with pytest.raises(ConfigError, match="no scope"):
+        TomaConfig(method="todo", ratio=0.75, scope="block")
