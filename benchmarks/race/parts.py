@@ -110,9 +110,14 @@ def part_of_event(event: FunctionEvent) -> str | None:
         words = set(fused.group(1).split("_"))
         return next((part for part in _RANK if part in words), "other")
     if event.name in _PRODUCTS:
-        shapes = tuple(tuple(shape) for shape in event.input_shapes if len(shape) == 3)
-        return _products.get(shapes[-2:], "linears")
+        return _part_of_product([tuple(shape) for shape in event.input_shapes if len(shape) == 3])
     for part, names in _BY_EVENT:
         if any(name in event.name for name in names):
             return part
     return None
+
+
+def _part_of_product(shapes: list[tuple[int, ...]]) -> str:
+    """By two operands that follow each other; a summand may stand before, the result behind."""
+    pairs = zip(shapes, shapes[1:], strict=False)
+    return next((_products[pair] for pair in pairs if pair in _products), "linears")

@@ -92,8 +92,10 @@ def test_parts_of_events_by_name(name: str, part: str | None) -> None:
 
 def test_products_by_the_shapes_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     merge, other = ((4, 2, 4), (4, 4, 8)), ((4, 9, 9), (4, 9, 8))
+    summand = result = (4, 2, 8)
     monkeypatch.setattr(parts, "_products", {merge: "merge"})
-    for shapes, part in ((merge, "merge"), (other, "linears")):
+    with_result = ((*merge, result), "merge"), ((summand, *merge, result), "merge")
+    for shapes, part in ((merge, "merge"), (other, "linears"), *with_result):
         event = SimpleNamespace(name="aten::bmm", input_shapes=[list(s) for s in shapes])
         assert parts.part_of_event(event) == part
 
