@@ -40,7 +40,7 @@ class Run:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.console = given, Console(width=110, highlight=False)
-        device = torch.device(given.device)
+        device = torch.device(given.device) if given.device else PartialState().device
         self.painter: Painter = settings.painter_of(given, device)
         self.job: Job = settings.job_of(given)
         self.field: Field = everyone(
@@ -63,6 +63,11 @@ class Run:
             produce(self.painter, one, self._job(one), self.folder)
 
     def rows(self) -> list[Row]:
+        """Every contestant's, in order; what is on disk already is read."""
+        if self.judge.data is None:
+            place = self.folder / slug(REFERENCE)
+            self.judge.data = read(place, len(self.job.prompts), self.job.batch)
+            self.missing["real pictures"] = "KID and FID are to the plain model's pictures"
         return [self._row(one) for one in self.runs]
 
     def _row(self, one: Contestant) -> Row:
@@ -150,7 +155,7 @@ def notes_of(run: Run) -> list[str]:
         millions = sum(p.numel() for p in run.painter.denoiser.parameters()) / 1e6
         notes.append(
             f"The model has {millions:.1f} M parameters and draws emoji of "
-            f"{settings._pixels(run.given)} pixels: it is neither SDXL nor Flux."
+            f"{settings.pixels_of(run.given)} pixels: it is neither SDXL nor Flux."
         )
     notes += [f"Absent: {name}: {reason}." for name, reason in run.missing.items()]
     notes += [f"Skipped: {name}: {reason}." for name, reason in run.field.skipped.items()]

@@ -83,7 +83,8 @@ def denoiser(painter: Painter, one: Contestant, backend: str) -> Iterator[Any]:
     model = painter.denoiser
     if one.dtype is not None:
         dtype = getattr(torch, one.dtype)
-        model = Cast(copy.deepcopy(model).to(dtype), dtype)
+        inner = model.model if isinstance(model, Cast) else model
+        model = Cast(copy.deepcopy(inner).to(dtype), dtype)
     if one.options is None:
         yield model if backend == "eager" else torch.compile(model, backend=backend)
         return

@@ -40,12 +40,12 @@ def parser() -> argparse.ArgumentParser:
     add("--timed", type=int, default=4, help="pictures of a timed generation")
     add("--only", nargs="+", default=["*"], help="patterns over names of contestants")
     add("--prompts", default="", help="text file, a prompt a line; imagenet: class names of timm")
-    add("--real", type=Path, help="folder of real pictures for KID and FID")
+    add("--real", type=Path, help="folder of real pictures, for KID and FID")
     for name in ("dino", "clip", "inception"):
         add(f"--{name}", type=Path, help="local folder or file of the network")
     add("--guidance", type=float, help="of a pipeline; default: its own")
     add("--dtype", default="bfloat16", help="of the denoiser")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", help="default: the GPU of this process, or the CPU")
     add("--min-tokens", type=int, default=256)
     add("--work", type=Path, default=Path("build/quality"), help="pictures; a run goes on there")
     add("--out", type=Path, default=Path("benchmarks/results/quality"))
@@ -100,7 +100,7 @@ def _prompts(given: argparse.Namespace) -> list[str]:
     if given.prompts:
         lines = Path(given.prompts).read_text().splitlines()
         return [line.strip() for line in lines if line.strip()]
-    return data.load(given.size, _pixels(given)).captions
+    return data.load(given.size, pixels_of(given)).captions
 
 
 def imagenet_names() -> list[str]:
@@ -128,11 +128,12 @@ def _real(given: argparse.Namespace, job: Job) -> Tensor | None:
         return torch.stack([to_tensor(Image.open(file)) for file in files])
     if given.model not in NAMES or given.prompts:
         return None
-    emoji = data.load(given.size, _pixels(given))
+    emoji = data.load(given.size, pixels_of(given))
     rows = [emoji.captions.index(prompt) for prompt in job.prompts]
     chance = torch.Generator().manual_seed(0)
     return batches.place(emoji.pictures[rows].float() / 255, chance) / 2 + 0.5
 
 
-def _pixels(given: argparse.Namespace) -> int:
+def pixels_of(given: argparse.Namespace) -> int:
+    """Side of an emoji generator's pictures."""
     return 64 if given.size == "small" else 128

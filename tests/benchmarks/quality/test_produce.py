@@ -13,6 +13,7 @@ from benchmarks.quality import produce
 from benchmarks.quality.contestants import REFERENCE, Contestant
 from benchmarks.quality.painters import EmojiPainter
 from benchmarks.quality.produce import Job, noted, read
+from tests.benchmarks.generators import SIZE
 
 PLAIN = Contestant(REFERENCE, "anchor")
 MERGED = Contestant(
@@ -98,6 +99,16 @@ def test_merged_pictures_differ_and_say_what_was_merged(
     about = noted(tmp_path / "merged")
     assert 0 < about["merged"] <= about["regions"]
     assert about["flops_saved"] > 0
+
+
+def test_a_model_in_bfloat16_has_a_twin_in_float32(flux: Path, job: Job, tmp_path: Path) -> None:
+    coarse = EmojiPainter("emoji-flux", SIZE, torch.device("cpu"), flux, torch.bfloat16)
+    fine = Contestant("fine", "anchor", dtype="float32")
+    plain, twin = (
+        read(produce.produce(coarse, one, job, tmp_path / "work"), 4, job.batch)
+        for one in (PLAIN, fine)
+    )
+    assert 0 < (plain - twin).abs().mean() < 0.05
 
 
 def test_without_its_guard_the_first_plan_stays(
