@@ -18,7 +18,7 @@ from toma_fx.config import TomaConfig
 from toma_fx.demo.errors import DemoError, in_one_line, require, require_compiler
 from toma_fx.errors import TomaError
 
-_PARTS = ("sdxl", "flux", "photograph")
+_PARTS = ("sdxl", "flux", "prompts", "photograph")
 _RATIOS = (0.25, 0.5, 0.75)
 
 
@@ -43,6 +43,8 @@ def run(options: argparse.Namespace) -> None:
     for part in options.only or _PARTS:
         if part == "photograph":
             show_photograph(options.out, console)
+        elif part == "prompts":
+            show_prompts(options, console)
         else:
             show_pipeline(part, options, console)
     console.print(f"done in {time.perf_counter() - start:.0f} s")
@@ -60,6 +62,27 @@ def show_pipeline(part: str, options: argparse.Namespace, console: Console) -> N
     console.print("compiling the denoiser, plain and merged; most of the time goes here …")
     settings = {"ratio": options.ratio}
     comparison.show(comparison.compare(job, settings, options.steps, options.rounds), console)
+
+
+def show_prompts(options: argparse.Namespace, console: Console) -> None:
+    """Prompts drawn by the trained generators, plain and merged, as a table and as pictures."""
+    require("diffusers", "safetensors", "PIL")
+    from toma_fx.demo import generators, prompts
+
+    texts = options.prompts or list(prompts.PROMPTS)
+    for name in generators.NAMES:
+        console.rule(f"{name}: prompts drawn plain and merged", align="left")
+        drawn = prompts.draw(generators.load(name), texts, options.picture_steps, options.seed)
+        table = Table(box=box.SIMPLE_HEAD)
+        for head in ("merged", "a picture", "speed", "change of a pixel"):
+            table.add_column(head, justify="right")
+        for one in drawn:
+            speed = f"{drawn[0].seconds / one.seconds:.2f}x"
+            changed = f"{prompts.change(drawn[0], one):.1%}"
+            table.add_row(f"{one.ratio:.0%}", f"{1e3 * one.seconds:.0f} ms", speed, changed)
+        console.print(table)
+        file = prompts.write_sheet(texts, drawn, options.out / f"{name}.png")
+        console.print(f"wrote {file}\n")
 
 
 def show_photograph(folder: Path, console: Console) -> None:
@@ -99,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--ratio", type=float, default=0.5, help="share of tokens removed (default: 0.5)")
     add("--rounds", type=_positive, default=3, help="timed runs of each model (default: 3)")
     add("--seed", type=int, default=0, help="of weights, prompt and noise (default: 0)")
+    add("--prompts", nargs="+", help='for the trained generators, as "red apple" "smiling cat"')
+    add("--picture-steps", type=_positive, default=20, help="of those (default: 20)")
     add("--only", nargs="+", choices=_PARTS, help="parts to run (default: all)")
     return parser
 
