@@ -85,12 +85,12 @@ class Training:
     def _distilling(self) -> bool:
         """The last steps teach a distilled model what guidance would do in two passes."""
         first = self.given.steps * (1 - self.given.distill)
-        return self.generator.distilled and self.step >= first
+        return self.generator.distilled and first <= self.step < self.given.steps
 
     @property
     def guides(self) -> bool:
         """Whether guidance means anything to the model yet."""
-        return self._distilling or not self.generator.distilled
+        return self.teacher is not None or not self.generator.distilled
 
     @torch.no_grad()
     def _guidance(self, mixed: Tensor, sigma: Tensor, text: Any, scale: Tensor) -> Tensor:

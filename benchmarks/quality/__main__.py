@@ -94,8 +94,6 @@ class Run:
     def _speed(self, one: Contestant, steps: int) -> float | None:
         if one.options is None:  # steps cost alike, whatever they draw
             return None if one.dtype else self.job.steps / steps
-        if not self.given.rounds:
-            return None
         job = replace(self.job, batch=self.given.timed)
         return speedup(self.painter, one, job, self.given.rounds, self.folder)
 

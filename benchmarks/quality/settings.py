@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=12)
     add("--batch", type=int, default=16, help="divides the numbers of pairs: sizes are static")
     add("--backend", default="inductor", help="of both models; eager compiles nothing")
-    add("--rounds", type=int, default=3, help="for times; 0 measures none")
+    add("--rounds", type=int, default=3, help="for times; 0 takes no new ones")
     add("--timed", type=int, default=4, help="pictures of a timed generation")
     add("--only", nargs="+", default=["*"], help="patterns over names of contestants")
     add("--prompts", default="", help="text file, a prompt a line; imagenet: class names of timm")

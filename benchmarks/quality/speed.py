@@ -16,15 +16,18 @@ from benchmarks.quality.produce import Job, denoiser, paint, slug
 from toma_fx.timing import interleaved
 
 
-def speedup(painter: Painter, one: Contestant, job: Job, rounds: int, folder: Path) -> float:
+def speedup(painter: Painter, one: Contestant, job: Job, rounds: int, folder: Path) -> float | None:
     """Median over rounds of plain time over the contestant's; kept in `speed.json` of its folder.
 
     Both run in this process one after the other in every round, so that what disturbs a round
-    disturbs both. Planning is inside: a generation begins cold.
+    disturbs both. Planning is inside: a generation begins cold. No rounds only look for what an
+    earlier run measured.
     """
     file = folder / slug(one.name) / "speed.json"
     if file.exists():
         return float(json.loads(file.read_text())["speedup"])
+    if not rounds:
+        return None
     plain = Contestant(REFERENCE, "anchor")
     with ExitStack() as stack:
         models = {
