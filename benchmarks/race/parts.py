@@ -11,6 +11,7 @@ shapes, which are those of the graph's.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -119,5 +120,5 @@ def part_of_event(event: FunctionEvent) -> str | None:
 
 def _part_of_product(shapes: list[tuple[int, ...]]) -> str:
     """By two operands that follow each other; a summand may stand before, the result behind."""
-    pairs = zip(shapes, shapes[1:], strict=False)
+    pairs = itertools.pairwise(shapes)
     return next((_products[pair] for pair in pairs if pair in _products), "linears")
