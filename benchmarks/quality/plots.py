@@ -45,7 +45,11 @@ def grid(columns: dict[str, Tensor], prompts: Sequence[str], file: Path) -> None
     """Pictures `[N, 3, h, w]` of a contestant in each column, a prompt in each row."""
     count = len(prompts)
     figure, axes = plt.subplots(
-        count, len(columns), figsize=(1.3 * len(columns) + 1, 1.3 * count), layout="constrained"
+        count,
+        len(columns),
+        figsize=(1.3 * len(columns) + 1, 1.3 * count),
+        layout="constrained",
+        squeeze=False,
     )
     for column, (name, pictures) in enumerate(columns.items()):
         for row in range(count):
