@@ -72,7 +72,10 @@ def beside_default(rows: list[Row], row: Row) -> Estimate | None:
 
 
 def verdicts(rows: list[Row]) -> list[str]:
-    """A line for each option that was varied: whether its default is the best at equal speed."""
+    """A line for each option that was varied: whether its default is the best at equal speed.
+
+    Without times nothing is said of speed: then closer rows are named with their FLOPs.
+    """
     default = next((row for row in rows if row.name == DEFAULT), None)
     if default is None:
         return []
@@ -81,10 +84,13 @@ def verdicts(rows: list[Row]) -> list[str]:
         better = []
         for row in rows:
             beside = beside_default(rows, row) if row.group == group else None
-            fast = (row.speedup or 0) >= _EQUAL * (default.speedup or 0)
-            if beside is not None and beside.high < 0 and fast:
-                better.append(f"{row.name} (by {-beside.mean:.2g})")
-        found = f"closer at equal speed: {', '.join(better)}" if better else "none is closer"
+            timed = row.speedup and default.speedup
+            fast = timed and row.speedup >= _EQUAL * default.speedup
+            if beside is None or beside.high >= 0 or (timed and not fast):
+                continue
+            cost = "" if timed or row.flops is None else f", {row.flops:.0%} of the FLOPs, untimed"
+            better.append(f"{row.name} (by {-beside.mean:.2g}{cost})")
+        found = f"closer, no slower: {', '.join(better)}" if better else "none is closer"
         lines.append(f"{group}, beside {DEFAULT}: {found}.")
     return lines
 

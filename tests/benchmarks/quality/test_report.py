@@ -53,7 +53,7 @@ def test_a_closer_row_of_equal_speed_is_named() -> None:
     lines = report.verdicts([default, *others, ours("far", "window", 1.6, 0.4)])
     assert lines == [
         "method, beside toma 0.5: none is closer.",
-        "order, beside toma 0.5: closer at equal speed: near (by 0.1).",
+        "order, beside toma 0.5: closer, no slower: near (by 0.1).",
         "window, beside toma 0.5: none is closer.",
     ]
     assert report.verdicts(others) == []
