@@ -16,7 +16,7 @@ from torch import Tensor
 from toma_fx.demo.generators import Generator, generate
 from toma_fx.demo.pictures import captioned, to_image
 
-PROMPTS = ("red apple", "smiling cat", "pineapple", "doughnut", "sunflower", "grinning face")
+PROMPTS = ("red apple", "smiling cat", "watermelon", "green apple", "strawberry", "blueberries")
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 
 # Windows of the whole grid's 256 tokens and less are what these generators have.
