@@ -46,7 +46,7 @@ def test_explain_writes_json_alone_to_stdout(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["explain", "sdx"], 2, "'sdx' is no preset; did you mean 'sdxl'?"),
+        (["explain", "sdx"], 2, "'sdx' is no file and no preset; did you mean 'sdxl'?"),
         ([*SMALL[:2], "--height", "250"], 2, "a height that is a multiple of 16, not 250"),
         ([*SMALL[:2], "--width", "0"], 2, "a width that is a multiple of 16, not 0"),
         ([*SMALL[:-1], "h20"], 2, "no device profile 'h20'"),

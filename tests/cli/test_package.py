@@ -28,7 +28,7 @@ def test_a_package_is_written_and_run(capsys: pytest.CaptureFixture[str], tmp_pa
     sizes = ["--height", "64", "--width", "64", "--set", "min_tokens=16", "--set", "window=2"]
     fields = ["--set", "regions=all", "--set", "share=run"]
     assert main(["export", str(model), *sizes, *fields, "--out", str(file)]) == 0
-    assert "1 entries" in capsys.readouterr().out
+    assert "1 entry" in capsys.readouterr().out
     assert main(["run-package", str(file), "--steps", "3"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "FluxTransformer2DModel, ratio 0.5, cpu" in out

@@ -58,7 +58,8 @@ def export_command(
         )
         seconds = time.perf_counter() - start
     size = written.stat().st_size / 2**20
-    console.print(f"{written}: {size:.1f} MiB, {len(calls)} entries, {seconds_text(seconds)}")
+    entries = f"{len(calls)} {'entry' if len(calls) == 1 else 'entries'}"
+    console.print(f"{written}: {size:.1f} MiB, {entries}, {seconds_text(seconds)}")
     return written
 
 

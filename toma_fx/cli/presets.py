@@ -136,7 +136,7 @@ def find_preset(name: str) -> Preset:
     if not path.exists():
         known = ", ".join(PRESETS)
         hint = closest(name, PRESETS)
-        raise ModelError(f"{name!r} is no preset{hint} and no file (presets: {known})")
+        raise ModelError(f"{name!r} is no file and no preset{hint} (presets: {known})")
     file = _config_file(path)
     config = _read(file)
     class_name = config.get("_class_name")
