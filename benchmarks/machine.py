@@ -25,6 +25,14 @@ def describe() -> dict[str, Any]:
     return {"machine": machine, "versions": _versions(), "command": _command()}
 
 
+def in_words(found: dict[str, Any]) -> str:
+    """What `describe` found, on two lines of Markdown."""
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
+    return f"{where}; {versions}.\n`{found['command']}`"
+
+
 def _command() -> str:
     """As one would type it: modules by name, `-m benchmarks.steps`."""
     spec = sys.modules["__main__"].__spec__

@@ -3,15 +3,17 @@
     python -m benchmarks.parts                                  # a stage of SDXL and one of Flux
     python -m benchmarks.parts --models sdxl flux-dev --size 1024    # on a GPU
 
-Profiles one step of each phase (selecting, weighing, reusing) and weighs them by how often they
-come. On a CPU these are times of the host; on CUDA those of kernels on the device, and `launch
-gaps` is what is left of the timed step. Writes JSON, a Markdown table and a plot.
+Profiles whole cycles of ten steps, selections and weighings among them, the contestants in turns;
+medians of the steps of a kind. On a CPU these are times of the host; on CUDA those of kernels on
+the device, and `launch gaps` is what is left of the timed step. Writes JSON, a Markdown table and a
+plot.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,13 @@ import torch
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, in_words
 from benchmarks.race.contestants import CONTESTANTS, REFERENCE
 from benchmarks.race.group import settle_compilers
 from benchmarks.race.heat import SETTLING, laps
 from benchmarks.race.labels import PARTS
 from benchmarks.race.models import TITLES, arguments_of, model_of
-from benchmarks.race.pace import CYCLE, by_phase, step_seconds
+from benchmarks.race.pace import CYCLE, step_seconds
 from benchmarks.race.parts import BACKEND, seconds_by_part
 from benchmarks.race.profiled import profile_step
 from benchmarks.race.start import Entry, Setting, SkipError, setting_of, start
@@ -55,19 +57,20 @@ def entries(setting: Setting, names: list[str], ratio: float) -> dict[str, Entry
     return found
 
 
-def parts_of_cycle(entry: Entry, device: torch.device) -> dict[str, float]:
-    """Seconds by part of a step on average over its schedule: one step of each phase."""
-    due = by_phase([float(step) for step in range(CYCLE)], entry.phases)
-    shares = {int(steps[0]): len(steps) / CYCLE for steps in due.values()}
-    total = dict.fromkeys(PARTS, 0.0)
-    for step in range(max(shares) + 1):
-        if step not in shares:
-            entry.step(step)
-            continue
-        found = profile_step(lambda step=step: entry.step(step), device)
-        for part, seconds in seconds_by_part(found, device).items():
-            total[part] += shares[step] * seconds
-    return total
+def parts_of(
+    running: dict[str, Entry], cycles: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Seconds by part of a step on average over its schedule, everyone's steps in turns."""
+    found = {name: {part: list[float]() for part in PARTS} for name in running}
+    for step in range(cycles * CYCLE):
+        for name, entry in running.items():
+            events = profile_step(lambda entry=entry, step=step: entry.step(step), device)
+            for part, seconds in seconds_by_part(events, device).items():
+                found[name][part].append(seconds)
+    return {
+        name: {part: step_seconds(each, running[name].phases) for part, each in parts.items()}
+        for name, parts in found.items()
+    }
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ def measure(
         for entry in running.values():
             for step in range(1, SETTLING):
                 entry.step(step)
-        parts = {name: parts_of_cycle(entry, device) for name, entry in running.items()}
+        parts = parts_of(running, cycles, device)
         seconds = laps({name: e.step for name, e in running.items()}, cycles, device)
     rows = []
     for name, entry in running.items():
@@ -93,10 +96,10 @@ def measure(
     return {"model": model, "size": size, "ratio": ratio, "rows": rows}
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """A table for each model: milliseconds and shares."""
-    lines = []
-    for result in results:
+    lines = ["# Where the time of a step goes", "", in_words(found), ""]
+    for result in found["results"]:
         size, names = result["size"], list(result["rows"][0]["parts"])
         lines += [f"## {TITLES[result['model']]}, {size}×{size}, ratio {result['ratio']:g}", ""]
         lines += ["| part | " + " | ".join(r["contestant"] for r in result["rows"]) + " |"]
@@ -116,7 +119,7 @@ def _cell(row: dict[str, Any], part: str) -> str:
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     """Stacked bars: plain beside merged."""
-    size = (5.5 * len(results), 4.5)
+    size = (5.5 * len(results) + 1.5, 4.5)
     figure, axes = plt.subplots(1, len(results), figsize=size, layout="constrained", squeeze=False)
     for place, result in zip(axes.flat, results, strict=True):
         names = [row["contestant"] for row in result["rows"]]
@@ -125,9 +128,11 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             height = [row["parts"][part] * 1e3 for row in result["rows"]]
             place.bar(names, height, bottom=below, label=part)
             below = [a + b for a, b in zip(below, height, strict=True)]
-        place.set(title=TITLES[result["model"]], ylabel="ms a step")
+        place.set_title(textwrap.fill(TITLES[result["model"]], 40), fontsize=11)
+        place.set_ylabel("ms a step")
         place.tick_params(axis="x", rotation=30)
-        place.legend(fontsize=7)
+    parts, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(parts[::-1], labels[::-1], loc="outside center right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -139,7 +144,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="pixels, one side")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--contestants", nargs="+", default=["toma", "toma, scope block"])
-    parser.add_argument("--cycles", type=int, default=1, help="timed cycles of ten steps")
+    parser.add_argument(
+        "--cycles", type=int, default=2, help="cycles of ten steps, profiled and timed"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     device = torch.device(given.on or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -155,9 +162,9 @@ def main() -> None:
         # After each model: an interruption loses only what was running.
         found = {**describe(), "results": results}
         stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        stem.with_suffix(".md").write_text(markdown(results))
+        stem.with_suffix(".md").write_text(markdown(found))
         plot(results, stem.with_suffix(".png"))
-    Console().print(markdown(results), highlight=False)
+    Console(soft_wrap=True).print(markdown(found), highlight=False)
 
 
 if __name__ == "__main__":

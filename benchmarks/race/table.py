@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.machine import in_words
 from benchmarks.race.contestants import CHAMPION, REFERENCE, lossy
 from benchmarks.race.models import TITLES
 from benchmarks.race.store import Store
@@ -30,7 +31,7 @@ COLUMNS = (
 )
 NOTES = """\
 Every contestant is timed in turns with plain `torch.compile`; speedup is the ratio of both medians
-over whole cycles of ten steps, planning included, and quartiles are those of its usual step. All
+over the schedule, planning included, and quartiles are those of its usual step. All
 use the same attention kernel. FLOP ceiling: what counting multiply-adds of the whole model allows.
 Peak: memory of a step above what rests. First step: cold compile included, unless it is marked with
 `~` (compiled with warm caches). Change: relative difference of the result from the plain one, with
@@ -53,16 +54,7 @@ def groups(store: Store) -> dict[tuple[str, int, int], list[Record]]:
 
 def markdown(store: Store) -> str:
     """Everything: machine, a table for each group, and who is fastest."""
-    machine, versions = store.facts["machine"], store.facts["versions"]
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [
-        "# The race",
-        "",
-        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads; {named}.",
-        f"`{store.facts['command']}`",
-        "",
-        NOTES,
-    ]
+    lines = ["# The race", "", in_words(store.facts), "", NOTES]
     for (model, height, width), records in groups(store).items():
         tokens = records[0]["tokens"]
         lines += [f"## {TITLES[model]}, {width}×{height}, {tokens:,} tokens", ""]
