@@ -47,8 +47,10 @@ class TomaConfig:
             the plain picture: inside it tokens see one another as they were where it began.
         span: blocks in a scope of `"span"`. A larger value is faster and costs detail.
         select_every: steps between two selections of destinations, where the graph has a
-            timestep. A larger value is cheaper and uses older destinations.
-        weigh_every: steps between two computations of the weights, likewise.
+            timestep. A larger value is cheaper and uses older destinations. The default is the
+            longest at which a small trained model stays as near to the plain picture as methods
+            that plan at every call (`benchmarks/quality`); the paper's 10 is meant for 50 steps.
+        weigh_every: steps between two computations of the weights, likewise; the paper's is 5.
         regions: `"auto"` merges a region where the device's profile predicts a gain; `"all"`
             merges whatever may be merged; a tuple of kinds (`self_attention`,
             `cross_attention`, `joint_attention`, `parallel`, `feed_forward`) all of those.
@@ -94,8 +96,8 @@ class TomaConfig:
     share: str = "run"
     scope: str = "region"
     span: int = 4
-    select_every: int = 10
-    weigh_every: int = 5
+    select_every: int = 3
+    weigh_every: int = 3
     regions: str | tuple[str, ...] = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

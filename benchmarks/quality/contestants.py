@@ -10,6 +10,7 @@ from toma_fx.config import TomaConfig
 from toma_fx.errors import ConfigError
 
 REFERENCE = "plain"
+_SCHEDULES = ((1, 1), (2, 2), (3, 3), (5, 1), (5, 5), (10, 1), (10, 5), (20, 10))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _variants() -> Iterable[Contestant]:
         "scope": [{"scope": "block"}, {"scope": "span", "span": 2}],
         "schedule": [
             {"select_every": select, "weigh_every": weigh}
-            for select, weigh in ((1, 1), (5, 5), (10, 1), (20, 10))
+            for select, weigh in _SCHEDULES
         ],
     }
     for column, changes in columns.items():

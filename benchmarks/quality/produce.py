@@ -22,7 +22,7 @@ from torch import Tensor
 import toma_fx
 from benchmarks.quality.contestants import Contestant
 from benchmarks.quality.painters import Cast, Painter
-from toma_fx import guard
+from toma_fx import TomaConfig, guard
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def slug(name: str) -> str:
 
 def _claim(place: Path, one: Contestant, job: Job) -> None:
     """Pictures of another question are never taken for an answer to this one."""
-    asked = json.loads(json.dumps({"contestant": asdict(one), "steps": job.steps}))
-    asked["contestant"].pop("main")
+    options = None if one.options is None else asdict(TomaConfig(**one.options))
+    about_one = {**asdict(one), "options": options, "main": None}
+    asked = json.loads(json.dumps({"contestant": about_one, "steps": job.steps}))
     about = place / "about.json"
     if about.exists():
         if noted(place)["asked"] != asked:

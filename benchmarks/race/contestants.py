@@ -66,6 +66,7 @@ CONTESTANTS = {
         ),
         _toma("toma, regions auto", variant=True, regions="auto"),
         _toma("toma, plans every step", variant=True, select_every=1, weigh_every=1),
+        _toma("toma, paper's schedule", variant=True, select_every=10, weigh_every=5),
         _toma("toma, order stripe", variant=True, order="stripe"),
         _toma("toma, order hilbert", variant=True, order="hilbert"),
         _toma("toma, order global", variant=True, order="global"),

@@ -1,4 +1,4 @@
-"""Steps of a schedule differ. The time of a step is the mean over a whole cycle.
+"""Steps of a schedule differ. The time of a step is the mean over the schedule.
 
 Each step belongs to a phase: it selects destinations, weighs them, or reuses both. The median of
 each phase, weighted by how often it comes, is not thrown off by one disturbed step, which a mean
@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Callable, Sequence
 
 CYCLE = 10
-"""Steps of a cycle: every schedule here divides it."""
+"""Steps that are run in one go: every phase comes in it."""
+_EVEN = 60  # steps over which every schedule comes out even
 
 Phases = Callable[[int], str]
 
@@ -46,9 +47,10 @@ def by_phase(seconds: Sequence[float], phases: Phases) -> dict[str, list[float]]
 
 
 def step_seconds(seconds: Sequence[float], phases: Phases) -> float:
-    """Of a step on average over the schedule; `seconds` covers whole cycles."""
-    parts = by_phase(seconds, phases).values()
-    return sum(len(part) * statistics.median(part) for part in parts) / len(seconds)
+    """Of a step on average over the schedule: medians of phases, as often as each comes."""
+    medians = phase_seconds(seconds, phases)
+    due = [phases(step) for step in range(_EVEN)]
+    return statistics.fmean(medians[phase] for phase in due if phase in medians)
 
 
 def phase_seconds(seconds: Sequence[float], phases: Phases) -> dict[str, float]:

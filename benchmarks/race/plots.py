@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from benchmarks.race.contestants import CHAMPION, CONTESTANTS, REFERENCE
 from benchmarks.race.grid import HALF
 from benchmarks.race.models import TITLES
-from benchmarks.race.pace import CYCLE
 from benchmarks.race.store import Store
 from benchmarks.race.table import Record, done
 
@@ -48,7 +47,7 @@ def _ratios(records: list[Record]) -> plt.Figure | None:
     figure, axes = _panels(len(panels))
     for (key, lines), place in zip(panels.items(), axes, strict=True):
         model, height, width = key
-        _lines(place, lines)
+        _speedups(place, lines)
         place.set(title=f"{TITLES[model]}, {width}×{height}", xlabel="ratio of tokens removed")
     return figure
 
@@ -66,7 +65,7 @@ def _tokens(records: list[Record]) -> plt.Figure | None:
         return None
     figure, axes = _panels(len(panels))
     for (model, lines), place in zip(panels.items(), axes, strict=True):
-        _lines(place, lines)
+        _speedups(place, lines)
         place.set_xscale("log", base=2)
         place.set(title=f"{TITLES[model]}, ratio {HALF:g}", xlabel="tokens")
     return figure
@@ -78,28 +77,26 @@ def _growth(records: list[Record]) -> plt.Figure | None:
     speedups: dict[str, Line] = {}
     costs: dict[str, Line] = {}
     for record in mine:
-        if {"select", "weigh", "reuse"} <= set(record["phases"]):
+        if {"select", "reuse"} <= set(record["phases"]):
             name = TITLES[record["model"]]
             speedups.setdefault(name, []).append((record["tokens"], record["speedup"]))
             costs.setdefault(name, []).append((record["tokens"], 100 * planning_share(record)))
     if _longest(speedups) < 2:
         return None
     figure, (left, right) = _panels(2)
-    _lines(left, speedups)
+    _speedups(left, speedups)
     _lines(right, costs)
     for place in (left, right):
         place.set_xscale("log", base=2)
         place.set_xlabel("tokens")
     left.set(title=f"speedup at ratio {HALF:g}")
-    right.set(title="planning", ylabel="% of a cycle of steps")
+    right.set(title="planning", ylabel="% of a step on average")
     return figure
 
 
 def planning_share(record: Record) -> float:
-    """Part of a cycle that planning takes: what its steps cost above those that reuse."""
-    phases = record["phases"]
-    extra = phases["select"] + phases["weigh"] - 2 * phases["reuse"]
-    return max(0.0, extra) / (CYCLE * record["seconds"])
+    """Part of the average step that planning takes: what it costs above a step that reuses."""
+    return max(0.0, 1 - record["phases"]["reuse"] / record["seconds"])
 
 
 def _panels(count: int) -> tuple[plt.Figure, list[Axes]]:
@@ -113,6 +110,12 @@ def _panels(count: int) -> tuple[plt.Figure, list[Axes]]:
     return figure, places[:count]
 
 
+def _speedups(axes: Axes, lines: dict[str, Line]) -> None:
+    _lines(axes, lines)
+    axes.axhline(1.0, color="gray", linewidth=0.8)
+    axes.set_ylabel("speedup over torch.compile")
+
+
 def _lines(axes: Axes, lines: dict[str, Line]) -> None:
     order = [*CONTESTANTS, *lines]
     for name in sorted(lines, key=order.index):
@@ -120,8 +123,6 @@ def _lines(axes: Axes, lines: dict[str, Line]) -> None:
         style = "--" if name == "FLOP ceiling" else "o-"
         width = 2.5 if name == CHAMPION else 1.2
         axes.plot(*zip(*points, strict=True), style, label=name, linewidth=width, markersize=4)
-    axes.axhline(1.0, color="gray", linewidth=0.8)
-    axes.set_ylabel("speedup over torch.compile")
     axes.legend(fontsize=7)
 
 

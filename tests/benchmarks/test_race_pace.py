@@ -30,10 +30,12 @@ def test_one_disturbed_step_changes_little() -> None:
     assert step_seconds(disturbed, scheduled(10, 5)) == step_seconds(CYCLES, scheduled(10, 5))
 
 
-def test_schedules_divide_a_cycle() -> None:
-    for phases in (steady, alternating, scheduled(10, 5), scheduled(1, 1)):
-        first = [phases(step) for step in range(CYCLE)]
-        assert first == [phases(step) for step in range(CYCLE, 2 * CYCLE)]
+def test_every_phase_comes_in_a_cycle_and_schedules_come_out_even() -> None:
+    for phases in (steady, alternating, scheduled(10, 5), scheduled(3, 3), scheduled(1, 1)):
+        numbers = {phase: float(place) for place, phase in enumerate(map(phases, range(CYCLE)))}
+        seconds = [numbers[phases(step)] for step in range(120)]
+        assert {phases(step) for step in range(120)} == numbers.keys()
+        assert step_seconds(seconds[:CYCLE], phases) == pytest.approx(sum(seconds) / 120)
 
 
 def test_spread_is_of_the_usual_step() -> None:
