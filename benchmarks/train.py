@@ -90,7 +90,7 @@ class Training:
     @property
     def guides(self) -> bool:
         """Whether guidance means anything to the model yet."""
-        return self.teacher is not None or not self.generator.distilled
+        return self.teacher is not None or self.generator.two_passes
 
     @torch.no_grad()
     def _guidance(self, mixed: Tensor, sigma: Tensor, text: Any, scale: Tensor) -> Tensor:

@@ -88,9 +88,7 @@ _CONFIGS: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {
     ),
 }
 
-
-# The small Flux was taught no guidance: its input stays at one.
-_GUIDANCE = {("emoji-flux", "small"): 1.0}
+_GUIDANCE = 2.5
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,16 @@ class Generator:
 
     @property
     def distilled(self) -> bool:
-        """Guidance is an input of the model; otherwise it takes a second pass."""
+        """Guidance is an input of the model."""
         return self.name == "emoji-flux"
+
+    @property
+    def two_passes(self) -> bool:
+        """Guidance takes a second pass without the caption, as `true_cfg_scale` of Flux's pipeline.
+
+        The small Flux was never taught what its input means, which then stays at one.
+        """
+        return not self.distilled or self.size == "small"
 
     def velocity(
         self, noisy: Tensor, sigma: Tensor, text: Text, guidance: Tensor, model: Any = None
@@ -182,8 +188,7 @@ def build(name: str, size: str = "small") -> Generator:
         side = pixels // patch
         sizes = {"in_channels": channels, "out_channels": channels, "sample_size": side}
         model = diffusers.UNet2DConditionModel(**sizes, **config)
-    guidance = _GUIDANCE.get((name, size), 2.5)
-    return Generator(name, size, model, pixels, patch, guidance)
+    return Generator(name, size, model, pixels, patch, _GUIDANCE)
 
 
 def load(name: str, size: str = "small", file: Path | None = None) -> Generator:

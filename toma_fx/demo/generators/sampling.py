@@ -54,15 +54,12 @@ def generate(
 def guided(
     generator: Generator, noisy: Tensor, sigma: Tensor, text: Text, guidance: float, model: Any
 ) -> Tensor:
-    """The velocity with guidance: from one call of a distilled model, or one of both halves."""
-    scale = torch.full_like(sigma, guidance)
-    if generator.distilled:
-        return generator.velocity(noisy, sigma, text, scale, model)
+    """The velocity with guidance: an input of the model, or from a call of both halves."""
+    if not generator.two_passes:
+        return generator.velocity(noisy, sigma, text, torch.full_like(sigma, guidance), model)
     both = Text(*(torch.cat((torch.zeros_like(part), part)) for part in text))
-    twice = generator.velocity(
-        noisy.repeat(2, 1, 1, 1), sigma.repeat(2), both, scale.repeat(2), model
-    )
-    empty, with_text = twice.chunk(2)
+    twice, one = noisy.repeat(2, 1, 1, 1), torch.ones_like(sigma).repeat(2)
+    empty, with_text = generator.velocity(twice, sigma.repeat(2), both, one, model).chunk(2)
     return empty + guidance * (with_text - empty)
 
 
