@@ -21,7 +21,7 @@ from torch import fx
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.analysis import Analysis
-from toma_fx.passes.graphs import shape
+from toma_fx.passes.graphs import is_getitem, shape
 from toma_fx.passes.layout import TokenLayout
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.propagate import StepFlow
@@ -97,6 +97,7 @@ def _carry(stage: Stage, node: fx.Node) -> None:
     except CannotRewrite:
         return
     parts = carried if isinstance(carried, tuple) else (carried,)
-    if carried is None or any(part and part.pictures > 1 for part in parts):
+    lone = carried is None and not is_getitem(node)  # a part of a tuple may be without tokens
+    if lone or any(part and part.pictures > 1 for part in parts):
         # An order brings back one picture; of two that are joined it would leave one as it is.
         stage.forget(node)

@@ -165,8 +165,10 @@ class _Rewriter:
             order = self._order(stage.group, rows.meta["val"].device)
             return order.index(False, picture_of(layout)[0], layout.length)
 
-        self._ordered[node] = replay(self._emit, node, step, operand, table, lambda s: s.length)
-        if facts(self._ordered[node]) != facts(node):
+        found = replay(self._emit, node, step, operand, table, lambda s: s.length)
+        known = self._natural if step.layout is None else self._ordered  # text has one order
+        known[node] = found
+        if facts(found) != facts(node):
             raise CannotRewrite(f"in window order {node.name} has another shape", node)
 
     def _in_region(self, node: fx.Node, region: Region) -> None:

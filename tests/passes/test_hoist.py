@@ -78,6 +78,14 @@ def outputs(model: nn.Module, *args: Tensor, hoisted: bool = True) -> Tensor:
 PICTURE = (2, 16, 16, 24)
 
 
+def joined_with_text(hidden: Tensor) -> Tensor:
+    """Attention at full length over text and picture, which part again behind it."""
+    joined = torch.cat((hidden[:, :5].detach() * 0 + torch.linspace(0, 1, 16), hidden), 1)
+    joined = nn.functional.scaled_dot_product_attention(*[joined[:, None]] * 3)[:, 0]
+    text, picture = joined.split([5, hidden.shape[1]], 1)
+    return picture + text.sum(1, keepdim=True)
+
+
 @pytest.mark.parametrize("depth", [1, 3, 6])
 def test_a_stage_gathers_twice_whatever_its_depth(depth: int) -> None:
     picture = torch.randn(PICTURE)
@@ -97,6 +105,7 @@ def test_a_stage_gathers_twice_whatever_its_depth(depth: int) -> None:
         lambda hidden: nn.functional.scaled_dot_product_attention(*[hidden[:, None]] * 3)[:, 0],
         lambda hidden: torch.cat((hidden[:, :100], hidden[:, 100:] * 2), 1),
         lambda hidden: hidden - hidden.mean(1, keepdim=True),
+        joined_with_text,
     ],
 )
 def test_hoisting_changes_no_result(between: Any) -> None:
