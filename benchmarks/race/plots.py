@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -48,7 +49,8 @@ def _ratios(records: list[Record]) -> plt.Figure | None:
     for (key, lines), place in zip(panels.items(), axes, strict=True):
         model, height, width = key
         _speedups(place, lines)
-        place.set(title=f"{TITLES[model]}, {width}×{height}", xlabel="ratio of tokens removed")
+        place.set(title=_wrapped(f"{TITLES[model]}, {width}×{height}"))
+        place.set_xlabel("ratio of tokens removed")
     return figure
 
 
@@ -67,7 +69,7 @@ def _tokens(records: list[Record]) -> plt.Figure | None:
     for (model, lines), place in zip(panels.items(), axes, strict=True):
         _speedups(place, lines)
         place.set_xscale("log", base=2)
-        place.set(title=f"{TITLES[model]}, ratio {HALF:g}", xlabel="tokens")
+        place.set(title=_wrapped(f"{TITLES[model]}, ratio {HALF:g}"), xlabel="tokens")
     return figure
 
 
@@ -110,8 +112,13 @@ def _panels(count: int) -> tuple[plt.Figure, list[Axes]]:
     return figure, places[:count]
 
 
+def _wrapped(title: str) -> str:
+    return textwrap.fill(title, 44)
+
+
 def _speedups(axes: Axes, lines: dict[str, Line]) -> None:
-    _lines(axes, lines)
+    """Lines of two points or more: the table has the others."""
+    _lines(axes, {name: line for name, line in lines.items() if len(line) > 1})
     axes.axhline(1.0, color="gray", linewidth=0.8)
     axes.set_ylabel("speedup over torch.compile")
 
