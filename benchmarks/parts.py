@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from benchmarks.race.labels import PARTS
 from benchmarks.race.models import TITLES, arguments_of, model_of
 from benchmarks.race.pace import CYCLE, step_seconds
 from benchmarks.race.parts import BACKEND, seconds_by_part
+from benchmarks.race.plots import wrapped
 from benchmarks.race.profiled import profile_step
 from benchmarks.race.start import Entry, Setting, SkipError, setting_of, start
 from benchmarks.speed import RESULTS, slug
@@ -128,8 +128,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             height = [row["parts"][part] * 1e3 for row in result["rows"]]
             place.bar(names, height, bottom=below, label=part)
             below = [a + b for a, b in zip(below, height, strict=True)]
-        place.set_title(textwrap.fill(TITLES[result["model"]], 40), fontsize=11)
-        place.set_ylabel("ms a step")
+        place.set(title=wrapped(TITLES[result["model"]]), ylabel="ms a step")
         place.tick_params(axis="x", rotation=30)
     parts, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(parts[::-1], labels[::-1], loc="outside center right")

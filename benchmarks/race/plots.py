@@ -49,7 +49,7 @@ def _ratios(records: list[Record]) -> plt.Figure | None:
     for (key, lines), place in zip(panels.items(), axes, strict=True):
         model, height, width = key
         _speedups(place, lines)
-        place.set(title=_wrapped(f"{TITLES[model]}, {width}×{height}"))
+        place.set(title=wrapped(f"{TITLES[model]}, {width}×{height}"))
         place.set_xlabel("ratio of tokens removed")
     return figure
 
@@ -69,7 +69,7 @@ def _tokens(records: list[Record]) -> plt.Figure | None:
     for (model, lines), place in zip(panels.items(), axes, strict=True):
         _speedups(place, lines)
         place.set_xscale("log", base=2)
-        place.set(title=_wrapped(f"{TITLES[model]}, ratio {HALF:g}"), xlabel="tokens")
+        place.set(title=wrapped(f"{TITLES[model]}, ratio {HALF:g}"), xlabel="tokens")
     return figure
 
 
@@ -112,7 +112,8 @@ def _panels(count: int) -> tuple[plt.Figure, list[Axes]]:
     return figure, places[:count]
 
 
-def _wrapped(title: str) -> str:
+def wrapped(title: str) -> str:
+    """A title that stays within its panel."""
     return textwrap.fill(title, 44)
 
 
