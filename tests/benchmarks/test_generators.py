@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,10 @@ def test_guidance_is_two_halves_or_an_input() -> None:
     assert calls[0] == (2, None)
     assert calls[1][0] == 1
     assert calls[1][1].item() == 3.0
+    untaught = replace(random("emoji-flux"), size="small")
+    generate(untaught, ["cat"], [0], steps=1, guidance=3.0, model=run)
+    assert calls[2][0] == 2
+    assert calls[2][1].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -88,8 +88,6 @@ _CONFIGS: dict[tuple[str, str], tuple[int, int, dict[str, Any]]] = {
     ),
 }
 
-_GUIDANCE = 2.5
-
 
 @dataclass(frozen=True)
 class Generator:
@@ -101,7 +99,6 @@ class Generator:
         model: diffusers' `UNet2DConditionModel` or `FluxTransformer2DModel`.
         pixels: side of a picture.
         patch: side of the square that is packed into channels.
-        guidance: what it draws well with.
     """
 
     name: str
@@ -109,7 +106,6 @@ class Generator:
     model: nn.Module
     pixels: int
     patch: int
-    guidance: float
 
     @property
     def distilled(self) -> bool:
@@ -188,7 +184,7 @@ def build(name: str, size: str = "small") -> Generator:
         side = pixels // patch
         sizes = {"in_channels": channels, "out_channels": channels, "sample_size": side}
         model = diffusers.UNet2DConditionModel(**sizes, **config)
-    return Generator(name, size, model, pixels, patch, _GUIDANCE)
+    return Generator(name, size, model, pixels, patch)
 
 
 def load(name: str, size: str = "small", file: Path | None = None) -> Generator:

@@ -18,7 +18,7 @@ def generate(
     captions: Sequence[str],
     seeds: Sequence[int],
     steps: int = 20,
-    guidance: float | None = None,
+    guidance: float = 2.5,
     model: Any = None,
 ) -> Tensor:
     """One picture a caption and seed.
@@ -29,7 +29,7 @@ def generate(
         seeds: `B`; a picture depends on its own seed alone, not on its place in the batch.
         steps: denoising steps; time grows in proportion.
         guidance: how much more the caption counts; a larger value costs variety. 1 is
-            none; by default what suits the generator.
+            none.
         model: a compiled form of the generator's model.
 
     Returns:
@@ -37,7 +37,6 @@ def generate(
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scale = generator.guidance if guidance is None else guidance
     device = next(generator.model.parameters()).device
     scheduler = FlowMatchEulerDiscreteScheduler()
     # As the Flux pipeline spaces them: the default's last step would begin at almost no noise.
@@ -46,7 +45,7 @@ def generate(
     picture = noise_of(seeds, generator.pixels).to(device)
     for timestep in scheduler.timesteps:
         sigma = (timestep / 1000).expand(len(seeds))
-        velocity = guided(generator, picture, sigma, text, scale, model)
+        velocity = guided(generator, picture, sigma, text, guidance, model)
         picture = scheduler.step(velocity, timestep, picture).prev_sample
     return (picture.float() / 2 + 0.5).clamp(0, 1)
 
