@@ -74,24 +74,26 @@ def beside_default(rows: list[Row], row: Row) -> Estimate | None:
 def verdicts(rows: list[Row]) -> list[str]:
     """A line for each option that was varied: whether its default is the best at equal speed.
 
-    Without times nothing is said of speed: then closer rows are named with their FLOPs.
+    Rows without times stand apart with their FLOPs: of their speed nothing is said.
     """
     default = next((row for row in rows if row.name == DEFAULT), None)
     if default is None:
         return []
     lines = []
     for group in dict.fromkeys(row.group for row in rows if row.merges):
-        better = []
+        found: dict[str, list[str]] = {"closer, no slower": [], "closer, untimed": []}
         for row in rows:
             beside = beside_default(rows, row) if row.group == group else None
-            timed = row.speedup and default.speedup
-            fast = timed and row.speedup >= _EQUAL * default.speedup
-            if beside is None or beside.high >= 0 or (timed and not fast):
+            if beside is None or beside.high >= 0:
                 continue
-            cost = "" if timed or row.flops is None else f", {row.flops:.0%} of the FLOPs, untimed"
-            better.append(f"{row.name} (by {-beside.mean:.2g}{cost})")
-        found = f"closer, no slower: {', '.join(better)}" if better else "none is closer"
-        lines.append(f"{group}, beside {DEFAULT}: {found}.")
+            gain = f"by {-beside.mean:.2g}"
+            if not (row.speedup and default.speedup):
+                cost = "" if row.flops is None else f", {row.flops:.0%} of the FLOPs"
+                found["closer, untimed"].append(f"{row.name} ({gain}{cost})")
+            elif row.speedup >= _EQUAL * default.speedup:
+                found["closer, no slower"].append(f"{row.name} ({gain})")
+        said = [f"{how}: {', '.join(names)}" for how, names in found.items() if names]
+        lines.append(f"{group}, beside {DEFAULT}: {'; '.join(said) or 'none is closer'}.")
     return lines
 
 
