@@ -121,7 +121,7 @@ class Run:
     def write(self, rows: list[Row]) -> None:
         out, name = self.given.out, self.painter.name
         key = next(iter(self.judge.features), "perceptual")
-        notes = [*notes_of(self), *gate(rows, key), *report.verdicts(rows)]
+        notes = [*notes_of(self), *gate(rows, key), *report.verdicts(rows, key)]
         report.write(out, name, rows, {**describe(), **self._about()}, notes, key)
         plots.pareto(rows, key, f"{name}: {len(self.job.prompts)} pairs", out / f"{name}.png")
         shown = [REFERENCE, *(one.name for one in self.runs if one.name in _SHOWN)]

@@ -59,6 +59,20 @@ def at_equal_time(rows: list[Row], row: Row, measure: str) -> float | None:
     return float(np.interp(time, *zip(*curve, strict=True)))
 
 
+def at_equal_flops(rows: list[Row], row: Row, measure: str) -> float | None:
+    """The distance that toma reaches with another method's FLOPs, between its own ratios.
+
+    Not merging ends the curve: all FLOPs, distance zero.
+    """
+    ours = [one for one in rows if one.group == "method" and one.name.startswith("toma ")]
+    curve = sorted((one.flops, one.found[measure].mean) for one in ours if one.flops)
+    if row.group != "method" or row in ours or not (curve and row.flops):
+        return None
+    if row.flops < curve[0][0]:
+        return None
+    return float(np.interp(row.flops, *zip(*curve, (1.0, 0.0), strict=True)))
+
+
 def beside_default(rows: list[Row], row: Row) -> Estimate | None:
     """How much further from the plain picture than the default options' row, pair by pair.
 
@@ -71,10 +85,11 @@ def beside_default(rows: list[Row], row: Row) -> Estimate | None:
     return bootstrap(torch.tensor(row.each[:count]) - torch.tensor(default.each[:count]))
 
 
-def verdicts(rows: list[Row]) -> list[str]:
+def verdicts(rows: list[Row], key: str) -> list[str]:
     """A line for each option that was varied: whether its default is the best at equal speed.
 
-    Rows without times stand apart with their FLOPs: of their speed nothing is said.
+    Rows without times stand apart with their FLOPs: of their speed nothing is said. A last line
+    compares methods at equal FLOPs by the measure `key`.
     """
     default = next((row for row in rows if row.name == DEFAULT), None)
     if default is None:
@@ -94,7 +109,17 @@ def verdicts(rows: list[Row]) -> list[str]:
                 found["closer, no slower"].append(f"{row.name} ({gain})")
         said = [f"{how}: {', '.join(names)}" for how, names in found.items() if names]
         lines.append(f"{group}, beside {DEFAULT}: {'; '.join(said) or 'none is closer'}.")
-    return lines
+    return [*lines, *_equal_flops(rows, key)]
+
+
+def _equal_flops(rows: list[Row], key: str) -> list[str]:
+    found = [(row, at_equal_flops(rows, row, key)) for row in rows]
+    said = [
+        f"{row.name} ({row.flops:.0%}) at {row.found[key].mean:.3g}, toma at {ours:.3g}"
+        for row, ours in found
+        if ours is not None
+    ]
+    return [f"At equal FLOPs, toma between its ratios: {'; '.join(said)}."] if said else []
 
 
 def write(
@@ -121,13 +146,14 @@ def markdown(name: str, rows: list[Row], about: dict[str, Any], notes: list[str]
     """The table, and under it what it was made of."""
     columns = list(dict.fromkeys(measure for row in rows for measure in row.found))
     heads = [f"{column} {'↑' if column in _UPWARDS else '↓'}" for column in columns]
-    equal = [f"{key}: minus that of {DEFAULT}", f"{key}: fewer steps in equal time"]
+    equal = [f"{key}: minus that of {DEFAULT}"]
+    equal += [f"{key}: toma in equal FLOPs", f"{key}: fewer steps in equal time"]
     head = ["", "pairs", "steps", "speed", "FLOPs", *heads, *equal]
     lines = [f"# {name}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for group in dict.fromkeys(row.group for row in rows):
         lines.append(_line([f"**{group}**", *[""] * (len(head) - 1)]))
         lines += [
-            _line(_cells(row, columns, beside_default(rows, row), at_equal_time(rows, row, key)))
+            _line([*_cells(row, columns, beside_default(rows, row)), *_equals(rows, row, key)])
             for row in rows
             if row.group == group
         ]
@@ -142,13 +168,17 @@ def _stored(row: Row, beside: Estimate | None) -> dict[str, Any]:
     return {**kept, "found": found, "beside_default": beside and list(beside)}
 
 
-def _cells(row: Row, columns: list[str], beside: Estimate | None, equal: float | None) -> list[str]:
+def _cells(row: Row, columns: list[str], beside: Estimate | None) -> list[str]:
     speed = "" if row.speedup is None else f"{row.speedup:.2f}×"
     flops = "" if row.flops is None else f"{row.flops:.0%}"
     found = [_cell(row.found.get(column)) for column in columns]
-    last = "" if equal is None else f"{equal:.3g}"
     start = [row.name, str(row.pairs), str(row.steps), speed, flops]
-    return [*start, *found, _cell(beside), last]
+    return [*start, *found, _cell(beside)]
+
+
+def _equals(rows: list[Row], row: Row, key: str) -> list[str]:
+    both = at_equal_flops(rows, row, key), at_equal_time(rows, row, key)
+    return ["" if one is None else f"{one:.3g}" for one in both]
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,27 @@ def test_a_closer_row_of_equal_speed_is_named() -> None:
 
     default = ours(report.DEFAULT, "method", 1.5, 0.3)
     others = [ours("near", "order", 1.5, 0.2), ours("slow", "order", 1.2, 0.1)]
-    lines = report.verdicts([default, *others, ours("far", "window", 1.6, 0.4)])
+    lines = report.verdicts([default, *others, ours("far", "window", 1.6, 0.4)], "far")
     assert lines == [
         "method, beside toma 0.5: none is closer.",
         "order, beside toma 0.5: closer, no slower: near (by 0.1).",
         "window, beside toma 0.5: none is closer.",
     ]
-    assert report.verdicts(others) == []
+    assert report.verdicts(others, "far") == []
+
+
+def test_equal_flops_lie_between_two_ratios() -> None:
+    def method(name: str, flops: float, distance: float) -> Row:
+        return replace(row(name, "method", None, distance, merges=True), flops=flops)
+
+    ours = [method("toma 0.5", 0.6, 0.4), method("toma 0.25", 0.8, 0.1)]
+    others = [method("x 0.4", 0.7, 0.2), method("x 0.1", 0.9, 0.2), method("x 0.9", 0.5, 0.9)]
+    rows = [*ours, *others]
+    found = [report.at_equal_flops(rows, one, "far") for one in others]
+    assert found == [pytest.approx(0.25), pytest.approx(0.05), None]
+    assert report.at_equal_flops(rows, ours[0], "far") is None
+    said = "x 0.4 (70%) at 0.2, toma at 0.25; x 0.1 (90%) at 0.2, toma at 0.05"
+    assert report.verdicts(rows, "far")[-1] == f"At equal FLOPs, toma between its ratios: {said}."
 
 
 def test_tables_hold_every_row_and_note(tmp_path: Path) -> None:
@@ -65,6 +80,6 @@ def test_tables_hold_every_row_and_note(tmp_path: Path) -> None:
     assert stored["rows"][1]["found"]["far"] == [0.2, 0.19, pytest.approx(0.21)]
     text = (tmp_path / "new" / "model.md").read_text()
     assert "| toma 0.5 | 4 | 10 | 1.54× |" in text
-    assert "0.1 (0.09 … 0.11) |  | 0.35 |" in text
+    assert "0.1 (0.09 … 0.11) |  |  | 0.35 |" in text
     assert "- Not SDXL." in text
     assert '"machine": "here"' in text
