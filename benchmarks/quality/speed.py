@@ -21,11 +21,12 @@ def speedup(painter: Painter, one: Contestant, job: Job, rounds: int, folder: Pa
 
     Both run in this process one after the other in every round, so that what disturbs a round
     disturbs both. Planning is inside: a generation begins cold. No rounds only look for what an
-    earlier run measured.
+    earlier run measured; what another backend took counts for nothing.
     """
     file = folder / slug(one.name) / "speed.json"
-    if file.exists():
-        return float(json.loads(file.read_text())["speedup"])
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("backend") == job.backend:
+        return float(known["speedup"])
     if not rounds:
         return None
     plain = Contestant(REFERENCE, "anchor")
