@@ -3,9 +3,9 @@
     python -m benchmarks.train emoji-sdxl --size full --device cuda --batch 64 --steps 20000
     python -m benchmarks.train emoji-flux --size small --threads 1 --compile
 
-Flow matching: σ is drawn around the middle, the model predicts `noise − picture`. In `--out`
-appear the loss (`loss.csv`), contact sheets, the checkpoint, and at the end the averaged weights
-as float16.
+Flow matching: σ is drawn around the middle, the loss is that of the velocity, `noise − picture`.
+In `--out` appear the loss (`loss.csv`), contact sheets, the checkpoint, and at the end the averaged
+weights as float16.
 """
 
 from __future__ import annotations

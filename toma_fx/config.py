@@ -61,8 +61,9 @@ class TomaConfig:
         include: patterns (as in `fnmatch`) over module paths; only matching regions are merged.
         exclude: patterns over module paths that stay at full length.
         skip_blocks: the first blocks of each class stay at full length, as in the public code for
-            Flux (5). Early blocks settle the composition; a larger value is slower and nearer
-            to the plain picture.
+            Flux (5). Early blocks settle the composition, and where tokens learn of their places
+            from RoPE alone, those of the first blocks look alike everywhere. A larger value is
+            slower and nearer to the plain picture.
         min_tokens: streams with fewer tokens stay at full length; below some size the launches
             cost more than the tokens.
         grid: `(height, width)` or `(frames, height, width)` in tokens, where the graph does not

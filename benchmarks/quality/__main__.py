@@ -43,12 +43,16 @@ class Run:
         device = torch.device(given.device) if given.device else PartialState().device
         self.painter: Painter = settings.painter_of(given, device)
         self.job: Job = settings.job_of(given)
-        self.field: Field = everyone(
-            {"regions": "all", "min_tokens": given.min_tokens}, given.dtype
-        )
+        base = {"regions": "all", "min_tokens": given.min_tokens, "skip_blocks": self._dense()}
+        self.field: Field = everyone(base, given.dtype)
         self.runs = [one for one in self.field.runs if self._wanted(one)]
         self.folder = given.work / self.painter.name
         self.judge, self.missing = settings.judge_of(given, self.job, device)
+
+    def _dense(self) -> int:
+        """First blocks of each class that no contestant merges, where it does not say itself."""
+        asked: int | None = self.given.skip_blocks
+        return self.painter.dense_blocks if asked is None else asked
 
     def _wanted(self, one: Contestant) -> bool:
         if self.given.quick and not one.main:

@@ -115,7 +115,7 @@ def _variants() -> Iterable[Contestant]:
         "unmerge": [{"unmerge": "pinv"}],
         "share": [{"share": share} for share in ("block", "region")],
         "scope": [{"scope": "block"}, {"scope": "span", "span": 2}],
-        "skip_blocks": [{"skip_blocks": 1}, {"skip_blocks": 2}],
+        "skip_blocks": [{"skip_blocks": count} for count in (0, 1, 2)],
         "schedule": [
             {"select_every": select, "weigh_every": weigh} for select, weigh in _SCHEDULES
         ],

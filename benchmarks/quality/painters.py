@@ -18,6 +18,7 @@ class Painter(Protocol):
 
     name: str
     denoiser: nn.Module
+    dense_blocks: int
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, model: Any) -> Tensor:
         """`[B, 3, height, width]` in [0, 1], on the CPU; each picture from its own seed."""
@@ -40,6 +41,7 @@ class EmojiPainter:
         if dtype != torch.float32:
             self.denoiser = Cast(self.denoiser.to(dtype), dtype)
         self.name = f"{name}-{size}"
+        self.dense_blocks = self.generator.dense_blocks
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, model: Any) -> Tensor:
         run = self.denoiser if model is None else model
@@ -68,6 +70,7 @@ class PipelinePainter:
         self.place = "unet" if hasattr(self.pipeline, "unet") else "transformer"
         self.denoiser = getattr(self.pipeline, self.place)
         self.name = folder.resolve().name
+        self.dense_blocks = 0
         self.extra = {} if guidance is None else {"guidance_scale": guidance}
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, model: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,14 +14,17 @@ import matplotlib.pyplot as plt
 
 from benchmarks.quality.report import Row
 
+_COLORS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
 _LABELLED = ("anchor", "fewer steps", "method")
 
 
 def pareto(rows: Sequence[Row], measure: str, title: str, file: Path) -> None:
     """Distance to the plain picture against measured speedup; lower and further right is better."""
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    axes.margins(x=0.1)  # room for the names of the fastest
     timed = [row for row in rows if row.speedup and measure in row.found]
-    for group in dict.fromkeys(row.group for row in timed):
+    groups = dict.fromkeys(row.group for row in timed)
+    for group, marker, color in zip(groups, cycle("osD^vP"), cycle(_COLORS), strict=False):
         members = [row for row in timed if row.group == group]
         members.sort(key=lambda row: row.speedup or 0)
         places = [row.speedup for row in members], [row.found[measure].mean for row in members]
@@ -29,7 +33,8 @@ def pareto(rows: Sequence[Row], measure: str, title: str, file: Path) -> None:
             [row.found[measure].high - row.found[measure].mean for row in members],
         ]
         line = "-" if group == "fewer steps" else ""
-        axes.errorbar(*places, yerr=errors, fmt="o" + line, ms=4, lw=1, capsize=2, label=group)
+        drawn = {"ms": 4, "lw": 1, "capsize": 2, "color": color, "label": group}
+        axes.errorbar(*places, yerr=errors, fmt=marker + line, **drawn)
         for row in members if group in _LABELLED else ():
             place = (row.speedup, row.found[measure].mean)
             axes.annotate(row.name, place, fontsize=7, xytext=(4, 3), textcoords="offset points")

@@ -25,7 +25,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     flux = {
         **models._CONFIGS["emoji-flux", "small"][2],
         "num_layers": 1,
-        "num_single_layers": 1,
+        "num_single_layers": 3,  # of which the last is merged
         "attention_head_dim": 16,
         "num_attention_heads": 1,
         "axes_dims_rope": (4, 6, 6),

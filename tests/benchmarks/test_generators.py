@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("diffusers")
 
@@ -69,15 +70,30 @@ def test_guidance_is_two_halves_or_an_input() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_are_packed_and_unpacked_in_place(name: str) -> None:
-    """A model that returns what it is given returns the picture."""
+    """A model that returns what it is given returns the picture, or says that it has no noise."""
     noisy = torch.rand(2, 3, 16, 16)
 
     def echo(*args: torch.Tensor, **kwargs: torch.Tensor) -> tuple[torch.Tensor]:
         return (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],)
 
     text = embed(["cat", "rose"])
-    found = random(name).velocity(noisy, torch.rand(2), text, torch.ones(2), echo)
-    torch.testing.assert_close(found, noisy)
+    generator = random(name)
+    found = generator.velocity(noisy, torch.rand(2), text, torch.ones(2), echo)
+    torch.testing.assert_close(found, torch.zeros_like(noisy) if generator.draws else noisy)
+
+
+def test_a_drawn_picture_becomes_the_velocity_that_leads_there() -> None:
+    noisy, picture = torch.randn(2, 3, 3, 16, 16).unbind()
+    sigma = torch.tensor([1.0, 0.4, 0.001])
+
+    def drawing(**kwargs: torch.Tensor) -> tuple[torch.Tensor]:
+        return (F.pixel_unshuffle(picture, 4).flatten(2).transpose(1, 2),)
+
+    text = embed(["cat", "rose", ""])
+    found = random("emoji-flux").velocity(noisy, sigma, text, torch.ones(3), drawing)
+    back = noisy - sigma[:, None, None, None] * found
+    torch.testing.assert_close(back[:2], picture[:2])
+    assert found[2].abs().max() < 200  # an error is not divided by next to no noise
 
 
 @pytest.mark.parametrize("name", NAMES)

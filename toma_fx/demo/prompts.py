@@ -106,7 +106,7 @@ def _draw(
     torch._dynamo.reset()
     model: Any = None
     if ratio:
-        options = {"ratio": ratio, **_OPTIONS}
+        options = {"ratio": ratio, "skip_blocks": generator.dense_blocks, **_OPTIONS}
         model = torch.compile(generator.model, backend="toma", options=options)
     seeds = range(seed, seed + len(prompts))
     with torch.no_grad():

@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import networks, settings
 from benchmarks.quality.measures import Estimate
+from benchmarks.quality.produce import noted
 from benchmarks.quality.report import Row
 from tests.benchmarks.generators import CAPTIONS, SIZE
 from tests.benchmarks.quality.test_networks import Inception, Lite, clip
@@ -67,6 +68,17 @@ def test_one_command_makes_tables_and_plots(
     monkeypatch.setattr("benchmarks.quality.produce.paint", fail)
     monkeypatch.setattr("benchmarks.quality.speed.paint", fail)
     assert command.main(asked) == 0
+
+    # Times of one backend are not shown as another's.
+    assert command.main([*asked, "--backend", "aot_eager", "--rounds", "0"]) == 0
+    stored = json.loads((tmp_path / "out" / "emoji-flux-tiny.json").read_text())
+    assert [row["speedup"] for row in stored["rows"] if row["name"] == "toma 0.5"] == [None]
+
+    # The first blocks of Flux stay dense; pictures of other options are not taken for these.
+    about = noted(tmp_path / "work" / "emoji-flux-tiny" / "toma-0.5")
+    assert about["asked"]["contestant"]["options"]["skip_blocks"] == 2
+    with pytest.raises(ValueError, match="pictures of other options"):
+        command.main([*asked, "--skip-blocks", "1"])
 
 
 def test_a_generator_that_ignores_captions_gets_no_table() -> None:

@@ -1,8 +1,8 @@
 """Two small generators in the architectures of SDXL and Flux, as classes of diffusers.
 
 They work on pixels, packed `patch × patch` into channels, where the real models work on the
-latents of an autoencoder. Time is that of flow matching: σ = 1 is noise, σ = 0 the picture, and the
-models predict `noise − picture`.
+latents of an autoencoder. Time is that of flow matching: σ = 1 is noise, σ = 0 the picture, and a
+step follows the velocity, `noise − picture`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from toma_fx.demo.generators.captions import WIDTH, WORDS, Text
 NAMES = ("emoji-sdxl", "emoji-flux")
 SIZES = ("small", "full")
 FOLDER = Path(__file__).parent
+_LEAST = 0.05  # noise by which an error of the picture is divided
 
 _UNET: dict[str, Any] = {
     "cross_attention_dim": WIDTH,
@@ -120,6 +121,27 @@ class Generator:
         """
         return not self.distilled or self.size == "small"
 
+    @property
+    def draws(self) -> bool:
+        """The model predicts the picture itself, not the velocity.
+
+        Noise of a token is its own, and no other token can stand for it: a transformer of pixels
+        that must return the noise has little that could be merged. Convolutions between the
+        transformers of a UNet carry the noise past them. (On predicting pictures: Li and He, "Back
+        to Basics: Let Denoising Generative Models Denoise", 2025.)
+        """
+        return self.name == "emoji-flux"
+
+    @property
+    def dense_blocks(self) -> int:
+        """First blocks of each class that stay at full length where tokens merge (`skip_blocks`).
+
+        Tokens of Flux learn their places from RoPE alone, inside attention: in the first blocks
+        they are noise that looks alike everywhere, and merge with tokens of other places. The
+        paper's public code for Flux leaves out the first five of each class.
+        """
+        return 2 if self.name == "emoji-flux" else 0
+
     def velocity(
         self, noisy: Tensor, sigma: Tensor, text: Text, guidance: Tensor, model: Any = None
     ) -> Tensor:
@@ -137,7 +159,10 @@ class Generator:
         """
         run = self.model if model is None else model
         call = self._flux if self.distilled else self._unet
-        return call(run, noisy, sigma, text, guidance)
+        found = call(run, noisy, sigma, text, guidance)
+        if not self.draws:
+            return found
+        return (noisy - found) / sigma.clamp(min=_LEAST)[:, None, None, None]
 
     def _unet(self, run: Any, noisy: Tensor, sigma: Tensor, text: Text, guidance: Tensor) -> Tensor:
         side = float(self.pixels)
