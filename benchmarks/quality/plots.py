@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from benchmarks.quality.report import Row
 
 _COLORS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
+_UNNAMED = ("identical rerun",)  # it lies on the plain model's
 _LABELLED = ("anchor", "fewer steps", "method")
 
 
@@ -37,7 +38,12 @@ def pareto(rows: Sequence[Row], measure: str, title: str, file: Path) -> None:
         axes.errorbar(*places, yerr=errors, fmt=marker + line, **drawn)
         for row in members if group in _LABELLED else ():
             place = (row.speedup, row.found[measure].mean)
-            axes.annotate(row.name, place, fontsize=7, xytext=(4, 3), textcoords="offset points")
+            if row.name not in _UNNAMED:
+                name = row.name.removesuffix(" of the steps")
+                axes.annotate(name, place, fontsize=7, xytext=(4, 3), textcoords="offset points")
+    fastest = max((row.speedup or 0 for row in timed if row.merges), default=0)
+    if fastest:
+        axes.set_xlim(right=1.1 * fastest)  # fewer steps go on without end
     axes.set(xlabel="measured speedup of a generation", ylabel=f"{measure}, to the plain picture")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)

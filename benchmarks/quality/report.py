@@ -88,6 +88,8 @@ def beside_default(rows: list[Row], row: Row) -> Estimate | None:
 def verdicts(rows: list[Row], key: str) -> list[str]:
     """A line for each option that was varied: whether its default is the best at equal speed.
 
+    A row is closer where the interval of its pairs beside the default is below zero, and no further
+    where the interval reaches zero.
     Rows without times stand apart with their FLOPs: of their speed nothing is said. A last line
     compares methods at equal FLOPs by the measure `key`.
     """
@@ -96,20 +98,32 @@ def verdicts(rows: list[Row], key: str) -> list[str]:
         return []
     lines = []
     for group in dict.fromkeys(row.group for row in rows if row.merges):
-        found: dict[str, list[str]] = {"closer, no slower": [], "closer, untimed": []}
+        found: dict[str, list[str]] = {}
         for row in rows:
             beside = beside_default(rows, row) if row.group == group else None
-            if beside is None or beside.high >= 0:
-                continue
-            gain = f"by {-beside.mean:.2g}"
-            if not (row.speedup and default.speedup):
-                cost = "" if row.flops is None else f", {row.flops:.0%} of the FLOPs"
-                found["closer, untimed"].append(f"{row.name} ({gain}{cost})")
-            elif row.speedup >= _EQUAL * default.speedup:
-                found["closer, no slower"].append(f"{row.name} ({gain})")
-        said = [f"{how}: {', '.join(names)}" for how, names in found.items() if names]
-        lines.append(f"{group}, beside {DEFAULT}: {'; '.join(said) or 'none is closer'}.")
+            how = _better(default, row, beside) if beside else ""
+            if how:
+                found.setdefault(how, []).append(_gain(default, row, beside))
+        said = [f"{how}: {', '.join(names)}" for how, names in found.items()]
+        lines.append(f"{group}, beside {DEFAULT}: {'; '.join(said) or 'none is better'}.")
     return [*lines, *_equal_flops(rows, key)]
+
+
+def _better(default: Row, row: Row, beside: Estimate) -> str:
+    """In what a row beats the default without losing elsewhere; empty where it does not."""
+    if not (row.speedup and default.speedup):
+        return "closer, untimed" if beside.high < 0 else ""
+    ratio = row.speedup / default.speedup
+    if beside.high < 0:
+        return "closer, no slower" if ratio >= _EQUAL else ""
+    return "faster, no further" if beside.low <= 0 and ratio >= 1 / _EQUAL else ""
+
+
+def _gain(default: Row, row: Row, beside: Estimate) -> str:
+    if row.speedup and default.speedup:
+        return f"{row.name} ({beside.mean:+.2g}, {row.speedup / default.speedup:.2f}× its speed)"
+    cost = "" if row.flops is None else f", {row.flops:.0%} of the FLOPs"
+    return f"{row.name} ({beside.mean:+.2g}{cost})"
 
 
 def _equal_flops(rows: list[Row], key: str) -> list[str]:

@@ -45,17 +45,21 @@ def test_rows_stand_beside_the_default_pair_by_pair() -> None:
     assert report.beside_default(ROWS[:2], far) is None  # the default was not run
 
 
-def test_a_closer_row_of_equal_speed_is_named() -> None:
+def test_rows_that_beat_the_default_are_named() -> None:
     def ours(name: str, group: str, speed: float, distance: float) -> Row:
         return row(name, group, speed, distance, merges=True)
 
     default = ours(report.DEFAULT, "method", 1.5, 0.3)
     others = [ours("near", "order", 1.5, 0.2), ours("slow", "order", 1.2, 0.1)]
-    lines = report.verdicts([default, *others, ours("far", "window", 1.6, 0.4)], "far")
+    more = [ours("far", "window", 1.6, 0.4), ours("fast", "scope", 1.8, 0.3)]
+    more += [replace(ours("unknown", "share", 1.0, 0.2), speedup=None, flops=0.5)]
+    lines = report.verdicts([default, *others, *more], "far")
     assert lines == [
-        "method, beside toma 0.5: none is closer.",
-        "order, beside toma 0.5: closer, no slower: near (by 0.1).",
-        "window, beside toma 0.5: none is closer.",
+        "method, beside toma 0.5: none is better.",
+        "order, beside toma 0.5: closer, no slower: near (-0.1, 1.00× its speed).",
+        "window, beside toma 0.5: none is better.",
+        "scope, beside toma 0.5: faster, no further: fast (+0, 1.20× its speed).",
+        "share, beside toma 0.5: closer, untimed: unknown (-0.1, 50% of the FLOPs).",
     ]
     assert report.verdicts(others, "far") == []
 
