@@ -72,7 +72,10 @@ def show_prompts(options: argparse.Namespace, console: Console) -> None:
     texts = options.prompts or list(prompts.PROMPTS)
     for name in generators.NAMES:
         console.rule(f"{name}: prompts drawn plain and merged", align="left")
-        drawn = prompts.draw(generators.load(name), texts, options.picture_steps, options.seed)
+        generator = generators.load(name)
+        if generator.dense_blocks:
+            console.print(f"the first {generator.dense_blocks} blocks of each class stay dense")
+        drawn = prompts.draw(generator, texts, options.picture_steps, options.seed)
         table = Table(box=box.SIMPLE_HEAD)
         for head in ("merged", "a picture", "speed", "change of a pixel"):
             table.add_column(head, justify="right")
