@@ -43,13 +43,14 @@ class Run:
         device = torch.device(given.device) if given.device else PartialState().device
         self.painter: Painter = settings.painter_of(given, device)
         self.job: Job = settings.job_of(given)
-        base = {"regions": "all", "min_tokens": given.min_tokens, "skip_blocks": self._dense()}
+        base = {"regions": "all", "min_tokens": given.min_tokens, "skip_blocks": self.dense}
         self.field: Field = everyone(base, given.dtype)
         self.runs = [one for one in self.field.runs if self._wanted(one)]
         self.folder = given.work / self.painter.name
         self.judge, self.missing = settings.judge_of(given, self.job, device)
 
-    def _dense(self) -> int:
+    @property
+    def dense(self) -> int:
         """First blocks of each class that no contestant merges, where it does not say itself."""
         asked: int | None = self.given.skip_blocks
         return self.painter.dense_blocks if asked is None else asked
@@ -158,6 +159,11 @@ def notes_of(run: Run) -> list[str]:
         notes.append(
             f"The model has {millions:.1f} M parameters and draws emoji of "
             f"{settings.pixels_of(run.given)} pixels: it is neither SDXL nor Flux."
+        )
+    if run.dense:
+        notes.append(
+            f"The first {run.dense} blocks of each class stay dense in every row that merges and "
+            "does not say otherwise."
         )
     notes += [f"Absent: {name}: {reason}." for name, reason in run.missing.items()]
     notes += [f"Skipped: {name}: {reason}." for name, reason in run.field.skipped.items()]

@@ -57,6 +57,7 @@ def test_one_command_makes_tables_and_plots(
     assert rows["50% of the steps"]["speedup"] == 1.5
     assert rows["toma 0.5, guard off"]["pairs"] == 2
     assert any("neither SDXL nor Flux" in note for note in stored["notes"])
+    assert any("first 2 blocks of each class stay dense" in note for note in stored["notes"])
     assert stored["command"]
     for name in ("emoji-flux-tiny.md", "emoji-flux-tiny.png", "emoji-flux-tiny-grid.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
