@@ -79,7 +79,9 @@ def test_pixels_are_packed_and_unpacked_in_place(name: str) -> None:
     text = embed(["cat", "rose"])
     generator = random(name)
     found = generator.velocity(noisy, torch.rand(2), text, torch.ones(2), echo)
-    torch.testing.assert_close(found, torch.zeros_like(noisy) if generator.draws else noisy)
+    torch.testing.assert_close(
+        found, torch.zeros_like(noisy) if generator.predicts_picture else noisy
+    )
 
 
 def test_a_drawn_picture_becomes_the_velocity_that_leads_there() -> None:

@@ -122,7 +122,7 @@ class Generator:
         return not self.distilled or self.size == "small"
 
     @property
-    def draws(self) -> bool:
+    def predicts_picture(self) -> bool:
         """The model predicts the picture itself, not the velocity.
 
         Noise of a token is its own, and no other token can stand for it: a transformer of pixels
@@ -160,7 +160,7 @@ class Generator:
         run = self.model if model is None else model
         call = self._flux if self.distilled else self._unet
         found = call(run, noisy, sigma, text, guidance)
-        if not self.draws:
+        if not self.predicts_picture:
             return found
         return (noisy - found) / sigma.clamp(min=_LEAST)[:, None, None, None]
 
