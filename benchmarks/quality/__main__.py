@@ -128,14 +128,17 @@ class Run:
         key = next(iter(self.judge.features), "perceptual")
         notes = [*notes_of(self), *gate(rows, key), *report.verdicts(rows, key)]
         report.write(out, name, rows, {**describe(), **self._about()}, notes, key)
-        plots.pareto(rows, key, f"{name}: {len(self.job.prompts)} pairs", out / f"{name}.png")
+        if any(key in row.found for row in rows):
+            plots.pareto(rows, key, f"{name}: {len(self.job.prompts)} pairs", out / f"{name}.png")
         shown = [REFERENCE, *(one.name for one in self.runs if one.name in _SHOWN)]
         pictures = {
             name: read(self.folder / slug(name), self.job.batch, self.job.batch) for name in shown
         }
         count = min(_ROWS, self.job.batch)
         plots.grid(pictures, self.job.prompts[:count], out / f"{name}-grid.png")
-        self.console.print(f"wrote {out / name}.md, .json, .png and -grid.png")
+        for file in sorted(out.iterdir()):
+            if file.stem in (name, f"{name}-grid"):
+                self.console.print(f"wrote {file}")
 
     def _about(self) -> dict[str, Any]:
         given = {k: str(v) for k, v in vars(self.given).items() if v not in (None, [])}
@@ -181,6 +184,8 @@ def gate(rows: list[Row], key: str) -> list[str]:
         GateError: they are not.
     """
     found = {row.name: row.found[key] for row in rows if key in row.found}
+    if not found:
+        return ["Gate: not judged, and no plot: no network that reads pictures is installed."]
     if not {"another seed", "another caption"} <= found.keys():
         return []
     near, far = found["another seed"], found["another caption"]

@@ -90,8 +90,8 @@ def _anchors(dtype: str) -> Iterable[Contestant]:
     yield Contestant("identical rerun", "anchor")
     yield Contestant(f"in {other}", "anchor", dtype=other)
     yield Contestant("one step fewer", "anchor", steps=-1)
-    yield Contestant("another seed", "anchor", seed_shift=10**6)
-    yield Contestant("another caption", "anchor", caption_shift=1)
+    yield Contestant("another seed", "anchor", seed_shift=10**6, main=True)
+    yield Contestant("another caption", "anchor", caption_shift=1, main=True)
     for share in (0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
         yield Contestant(f"{share:.0%} of the steps", "fewer steps", steps=share)
 

@@ -51,7 +51,9 @@ def at_equal_time(rows: list[Row], row: Row, measure: str) -> float | None:
     curve = sorted(
         (1 / one.speedup, one.found[measure].mean)
         for one in rows
-        if one.speedup and (one.group == "fewer steps" or one.name in ("plain", "one step fewer"))
+        if measure in one.found
+        and one.speedup
+        and (one.group == "fewer steps" or one.name in ("plain", "one step fewer"))
     )
     time = 1 / row.speedup
     if not curve or time < curve[0][0]:
@@ -65,7 +67,9 @@ def at_equal_flops(rows: list[Row], row: Row, measure: str) -> float | None:
     Not merging ends the curve: all FLOPs, distance zero.
     """
     ours = [one for one in rows if one.group == "method" and one.name.startswith("toma ")]
-    curve = sorted((one.flops, one.found[measure].mean) for one in ours if one.flops)
+    curve = sorted(
+        (one.flops, one.found[measure].mean) for one in ours if one.flops and measure in one.found
+    )
     if row.group != "method" or row in ours or not (curve and row.flops):
         return None
     if row.flops < curve[0][0]:

@@ -95,6 +95,22 @@ def test_a_generator_that_ignores_captions_gets_no_table() -> None:
         command.gate(rows(0.5, 0.6), "d")
 
 
+def test_without_networks_there_is_a_table_and_no_judgement(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*given: object) -> None:
+        raise networks.MissingNetworkError("not installed")
+
+    monkeypatch.setattr(networks, "EfficientNet", absent)
+    monkeypatch.setattr(networks, "sscd", absent)
+    assert command.main(asked) == 0
+    out = tmp_path / "out"
+    stored = json.loads((out / "emoji-flux-tiny.json").read_text())
+    assert any("Gate: not judged" in note for note in stored["notes"])
+    assert all("PSNR" in row["found"] for row in stored["rows"])
+    assert not (out / "emoji-flux-tiny.png").exists()
+
+
 def test_class_names_come_from_timm_or_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(networks.MissingNetworkError, match="pip install timm"):
