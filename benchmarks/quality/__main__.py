@@ -185,7 +185,7 @@ def gate(rows: list[Row], key: str) -> list[str]:
     """
     found = {row.name: row.found[key] for row in rows if key in row.found}
     if not found:
-        return ["Gate: not judged, and no plot: no network that reads pictures is installed."]
+        return ["Gate: not judged: no network that reads pictures is installed."]
     if not {"another seed", "another caption"} <= found.keys():
         return []
     near, far = found["another seed"], found["another caption"]

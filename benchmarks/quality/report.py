@@ -55,10 +55,7 @@ def at_equal_time(rows: list[Row], row: Row, measure: str) -> float | None:
         and one.speedup
         and (one.group == "fewer steps" or one.name in ("plain", "one step fewer"))
     )
-    time = 1 / row.speedup
-    if not curve or time < curve[0][0]:
-        return None
-    return float(np.interp(time, *zip(*curve, strict=True)))
+    return _between(curve, 1 / row.speedup)
 
 
 def at_equal_flops(rows: list[Row], row: Row, measure: str) -> float | None:
@@ -72,9 +69,14 @@ def at_equal_flops(rows: list[Row], row: Row, measure: str) -> float | None:
     )
     if row.group != "method" or row in ours or not (curve and row.flops):
         return None
-    if row.flops < curve[0][0]:
+    return _between([*curve, (1.0, 0.0)], row.flops)
+
+
+def _between(curve: list[tuple[float, float]], cost: float) -> float | None:
+    """A distance on a curve of costs and distances; None for less than its smallest cost."""
+    if not curve or cost < curve[0][0]:
         return None
-    return float(np.interp(row.flops, *zip(*curve, (1.0, 0.0), strict=True)))
+    return float(np.interp(cost, *zip(*curve, strict=True)))
 
 
 def beside_default(rows: list[Row], row: Row) -> Estimate | None:
@@ -105,29 +107,34 @@ def verdicts(rows: list[Row], key: str) -> list[str]:
         found: dict[str, list[str]] = {}
         for row in rows:
             beside = beside_default(rows, row) if row.group == group else None
-            how = _better(default, row, beside) if beside else ""
+            ratio = row.speedup / default.speedup if row.speedup and default.speedup else None
+            how = _better(beside, ratio) if beside else ""
             if how:
-                found.setdefault(how, []).append(_gain(default, row, beside))
+                found.setdefault(how, []).append(f"{row.name} ({_gain(row, beside, ratio)})")
         said = [f"{how}: {', '.join(names)}" for how, names in found.items()]
         lines.append(f"{group}, beside {DEFAULT}: {'; '.join(said) or 'none is better'}.")
     return [*lines, *_equal_flops(rows, key)]
 
 
-def _better(default: Row, row: Row, beside: Estimate) -> str:
-    """In what a row beats the default without losing elsewhere; empty where it does not."""
-    if not (row.speedup and default.speedup):
+def _better(beside: Estimate, ratio: float | None) -> str:
+    """In what a row beats the default without losing elsewhere; empty where it does not.
+
+    Args:
+        beside: the row's distance minus the default's.
+        ratio: of their speeds; None where one is untimed.
+    """
+    if ratio is None:
         return "closer, untimed" if beside.high < 0 else ""
-    ratio = row.speedup / default.speedup
     if beside.high < 0:
         return "closer, no slower" if ratio >= _EQUAL else ""
     return "faster, no further" if beside.low <= 0 and ratio >= 1 / _EQUAL else ""
 
 
-def _gain(default: Row, row: Row, beside: Estimate) -> str:
-    if row.speedup and default.speedup:
-        return f"{row.name} ({beside.mean:+.2g}, {row.speedup / default.speedup:.2f}× its speed)"
+def _gain(row: Row, beside: Estimate, ratio: float | None) -> str:
+    if ratio is not None:
+        return f"{beside.mean:+.2g}, {ratio:.2f}× its speed"
     cost = "" if row.flops is None else f", {row.flops:.0%} of the FLOPs"
-    return f"{row.name} ({beside.mean:+.2g}{cost})"
+    return f"{beside.mean:+.2g}{cost}"
 
 
 def _equal_flops(rows: list[Row], key: str) -> list[str]:

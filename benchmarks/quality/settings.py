@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="bfloat16", help="of the denoiser")
     add("--device", help="default: the GPU of this process, or the CPU")
     add("--min-tokens", type=int, default=256)
-    add("--skip-blocks", type=int, help="left dense; ToMA's code for Flux: 5")
+    add("--skip-blocks", type=int, help="first ones of a class left dense (ToMA on Flux: 5)")
     add("--work", type=Path, default=Path("build/quality"), help="pictures; a run goes on there")
     add("--out", type=Path, default=Path("benchmarks/results/quality"))
     add("--quick", action="store_true", help="32 pairs, 8 steps, the main contestants")
