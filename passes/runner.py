@@ -16,26 +16,26 @@ from torch._dynamo.utils import counters
 from toma_fx.config import TomaConfig
 from toma_fx.devices import DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.analysis import Analysis
 from toma_fx.passes.autotune import Autotuner
-from toma_fx.passes.clock import GuardInputs, find_guard_inputs
-from toma_fx.passes.find import find
-from toma_fx.passes.forecast import (
+from toma_fx.passes.find.find import find
+from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.layouts.analysis import Analysis
+from toma_fx.passes.logs import record
+from toma_fx.passes.methods import METHODS
+from toma_fx.passes.normalize.normalize import normalize
+from toma_fx.passes.normalize.wrapped import call_own_linears
+from toma_fx.passes.plan.forecast import (
     Predictor,
     flops_of,
     model_forecast,
     unmerged_forecast,
 )
-from toma_fx.passes.hoist import hoist
-from toma_fx.passes.logs import record
-from toma_fx.passes.methods import METHODS
-from toma_fx.passes.normalize import normalize
-from toma_fx.passes.plan import Judge, plan, unmatched_patterns
-from toma_fx.passes.region import Group, Region
-from toma_fx.passes.rewrite import RegionRefused, rewrite
-from toma_fx.passes.scope import Scopes, scope_remarks
+from toma_fx.passes.plan.hoist import hoist
+from toma_fx.passes.plan.plan import Judge, plan, unmatched_patterns
+from toma_fx.passes.plan.scope import Scopes, scope_remarks
+from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs
+from toma_fx.passes.rewrite.rewrite import RegionRefused, rewrite
 from toma_fx.passes.verify import verify
-from toma_fx.passes.wrapped import call_own_linears
 from toma_fx.report import RegionReport, Report
 
 T = TypeVar("T")

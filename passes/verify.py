@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graphs import shape
+from toma_fx.passes.graph.nodes import shape
 
 
 def verify(before: fx.GraphModule, after: fx.GraphModule) -> None:

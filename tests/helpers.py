@@ -15,7 +15,7 @@ import toma_fx
 from toma_fx import RegionReport, Report, TomaConfig, reference
 from toma_fx.devices import PROFILES
 from toma_fx.order import hilbert_order
-from toma_fx.passes.forecast import Predictor
+from toma_fx.passes.plan.forecast import Predictor
 from toma_fx.windows import cut
 
 CHANNELS = 16

@@ -89,7 +89,7 @@ def denoiser(painter: Painter, one: Contestant, backend: str) -> Iterator[Any]:
         yield model if backend == "eager" else torch.compile(model, backend=backend)
         return
     options = {**one.options, "inner_backend": backend}
-    unguarded = mock.patch("toma_fx.passes.clock.decide", _keep_for_ever)
+    unguarded = mock.patch("toma_fx.passes.rewrite.clock.decide", _keep_for_ever)
     with torch.no_grad(), _nothing() if one.guarded else unguarded:
         yield torch.compile(model, backend="toma", options=options)
 

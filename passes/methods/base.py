@@ -11,11 +11,11 @@ from torch import fx
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
 from toma_fx.merging import row_index
-from toma_fx.passes.emit import Emitter
-from toma_fx.passes.graphs import aten
-from toma_fx.passes.order_nodes import OrderNodes
-from toma_fx.passes.region import Group, Region
-from toma_fx.passes.work import Work
+from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.graph.emit import Emitter
+from toma_fx.passes.graph.nodes import aten
+from toma_fx.passes.graph.work import Work
+from toma_fx.passes.methods.order_nodes import OrderNodes
 from toma_fx.windows import Windows
 
 

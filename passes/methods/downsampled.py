@@ -15,10 +15,10 @@ from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.merging import gather_picture
-from toma_fx.passes.attentions import is_attention
+from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.graph.attentions import is_attention
+from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan
-from toma_fx.passes.region import Group, Region
-from toma_fx.passes.work import Work
 from toma_fx.windows import Windows, cut
 
 

@@ -16,10 +16,10 @@ from toma_fx import matching
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
 from toma_fx.merging import with_picture
-from toma_fx.passes.graphs import aten, shape
+from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.graph.nodes import aten, shape
+from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan, all_readers
-from toma_fx.passes.region import Group, Region
-from toma_fx.passes.work import Work
 from toma_fx.windows import Windows, cut
 
 CELL = 4

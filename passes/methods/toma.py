@@ -8,10 +8,10 @@ from torch import Tensor, fx
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
 from toma_fx.merging import destination_rows, merge_tokens, unmerge_tokens
-from toma_fx.passes.graphs import shape
+from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.graph.nodes import shape
+from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan, all_readers
-from toma_fx.passes.region import Group, Region
-from toma_fx.passes.work import Work
 from toma_fx.windows import Windows, cut
 
 _ON_CHIP = 8.0  # how much faster than elementwise kernels from memory a cached loop runs

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 from tests.helpers import SMALL, Block, capture, merged, plain, repeated_tokens
 from toma_fx import CannotRewrite, TomaConfig, rewrite
-from toma_fx.passes.graphs import aten
-from toma_fx.passes.normalize import normalize
+from toma_fx.passes.graph.nodes import aten
+from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.verify import verify
 
 

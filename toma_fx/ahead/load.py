@@ -15,7 +15,7 @@ from toma_fx.ahead.package import Entry, check_machine, read_description
 from toma_fx.ahead.signature import Caller
 from toma_fx.ahead.transform import first_line
 from toma_fx.errors import CallError, PackageError
-from toma_fx.passes.clock import cold_tally
+from toma_fx.passes.rewrite.clock import cold_tally
 from toma_fx.reuse import ReuseStats
 
 _TALLY = "toma_guard_tally"

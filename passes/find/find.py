@@ -1,0 +1,244 @@
+"""Pass 2: find the regions that can run on merged tokens. Read-only.
+
+Why: a merge is legal where every operation downstream treats tokens alike, up to the point where
+the result returns to the full-length residual stream. That is a property of the graph, so it is
+proven on the graph: layouts flow forward from each candidate entry, one rule per operation.
+
+Before: a normalised graph. After: one `Region` per attention or MLP, with its kind and either the
+steps of a complete proof or the reason why there is none.
+
+Precondition: `normalize` has run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.find.anchors import find_entries
+from toma_fx.passes.find.region import Positions, Region
+from toma_fx.passes.graph.attentions import is_attention
+from toma_fx.passes.graph.nodes import common_module, is_tensor, op_name, shape
+from toma_fx.passes.layouts.analysis import Analysis
+from toma_fx.passes.layouts.layout import AtDestinations, Segment, TokenLayout, tables
+from toma_fx.passes.layouts.propagate import Propagation
+from toma_fx.passes.layouts.streams import Stream, Streams
+from toma_fx.passes.methods import METHODS, Method
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def find(
+    analysis: Analysis,
+    grid: tuple[int, ...] | str | None = None,
+    method: Method = METHODS["toma"],
+) -> list[Region]:
+    """All attention and MLP regions of a normalised graph, in graph order.
+
+    Args:
+        analysis: of the graph from `normalize`.
+        grid: `TomaConfig.grid`; where several streams reach the output (a block compiled on its
+            own), the one of this size is the picture.
+        method: which readers of an entry see merged tokens.
+    """
+    streams, position = analysis.streams, analysis.position
+    entries = find_entries(analysis.graph, analysis.inputs)
+    pictures = _Pictures([streams.of(entry.node, 1) for entry in entries], streams, grid)
+    regions = []
+    for entry in entries:
+        region = Region(entry.kind, entry.node, entry.seeds, entry.anchors, entry.module_path)
+        regions.append(region)
+        try:
+            pictures.locate(region, streams.of(entry.node, 1))
+            if region.layout is not None:
+                _prove(region, analysis, method)
+        except CannotRewrite as refusal:
+            region.drop("refused", str(refusal))
+    regions += _unreached(analysis.graph, regions)
+    regions = sorted(_without_text_twins(regions), key=lambda region: position[region.entry])
+    _refuse_overlaps(regions)
+    return _without_inner(regions)
+
+
+class _Pictures:
+    """Tells the picture's tokens, which are merged, from text.
+
+    A picture is a stream that folds two or three sides and unfolds them again or reaches the
+    output, else the one whose token axis reaches the output. Where several do, `grid` names it
+    by its size.
+    """
+
+    def __init__(
+        self, candidates: list[Stream], streams: Streams, grid: tuple[int, ...] | str | None
+    ) -> None:
+        origins = {origin.key: origin for stream in candidates for origin in stream}
+        pictures = streams.unfolded | streams.reaching
+        folded = {key for key, origin in origins.items() if origin.grid and key in pictures}
+        reaching = {key: origins[key] for key in origins if key in streams.reaching}
+        self._keys = folded or set(reaching)
+        self._rivals: list[int] = []
+        if not folded and len(reaching) > 1:
+            if isinstance(grid, tuple):
+                size = math.prod(grid)
+                self._keys = {key for key, origin in reaching.items() if origin.length == size}
+            if not isinstance(grid, tuple) or len(self._keys) > 1:
+                self._rivals = sorted(origin.length for origin in reaching.values())
+
+    def locate(self, region: Region, stream: Stream) -> None:
+        """Set the region's layout and origin, or say why none of its tokens is merged."""
+        value = region.entry.meta["val"]
+        if value.dtype not in FLOATS:
+            raise CannotRewrite(f"activations are {value.dtype}, not floating point", region.entry)
+        if value.shape[1] == 1:
+            region.drop("skipped", "a single token: there is nothing to merge")
+            return
+        latent = [origin for origin in stream if origin.key in self._keys]
+        if not latent:
+            region.drop("skipped", "text stream: its tokens are never merged")
+            return
+        region.origin = max(latent, key=lambda origin: origin.length)
+        if self._rivals:
+            sizes = " and ".join(map(str, self._rivals))
+            raise CannotRewrite(
+                f"streams of {sizes} tokens reach the output: "
+                "name the picture with TomaConfig(grid=(height, width))"
+            )
+        segments = tuple(Segment(origin.length, origin is region.origin) for origin in stream)
+        region.layout = TokenLayout(1, 0, segments)
+
+
+def _prove(region: Region, analysis: Analysis, method: Method) -> None:
+    """Fill the region's steps: what becomes of every node that merged tokens reach.
+
+    Raises:
+        CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
+    """
+    assert region.layout is not None
+    readers = method.readers(region)
+    if not readers:
+        region.drop("skipped", "no keys and values of its own to sample")
+        return
+    region.seeds = readers
+
+    def residual(node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
+        """The region's stream, whatever else has been added to it by now."""
+        return _same_stream(region, segments, analysis.streams.of(node, axis))
+
+    flow = Propagation(analysis, region.entry, region.layout, region.seeds, residual)
+    exits = _Exits(flow)
+    flow.run()
+    region.steps = flow.steps
+    _no_writes_between(region, analysis)
+    if method.returns and not exits.nodes():
+        raise CannotRewrite("the result never returns to the residual stream", region.entry)
+    region.block_path, region.block_class = common_module(exits.nodes() or list(region.anchors))
+    region.positions = _positions(region, analysis)
+    _one_device(region)
+
+
+def _same_stream(region: Region, segments: tuple[Segment, ...], stream: Stream) -> bool:
+    """Whether a stream's tokens are those of `segments`, the picture's above all."""
+    assert region.origin is not None
+    return len(segments) == len(stream) and all(
+        segment.length == origin.length and (not segment.merged or origin.key == region.origin.key)
+        for segment, origin in zip(segments, stream, strict=True)
+    )
+
+
+def _no_writes_between(region: Region, analysis: Analysis) -> None:
+    """A write between the entry and the region's end may go through a view of what was merged."""
+    position = analysis.position
+    last = max((position[node] for node in region.steps), default=0)
+    for node in analysis.writes:
+        if position[region.entry] < position[node] < last:
+            raise CannotRewrite(f"{op_name(node)} writes in place inside the region", node)
+
+
+class _Exits:
+    """The additions where a flow has left its region so far."""
+
+    def __init__(self, flow: Propagation) -> None:
+        self._flow = flow
+
+    def __contains__(self, node: fx.Node) -> bool:
+        step = self._flow.steps.get(node)
+        return step is not None and step.exit is not None
+
+    def nodes(self) -> list[fx.Node]:
+        return [node for node in self._flow.steps if node in self]
+
+
+def _positions(region: Region, analysis: Analysis) -> Positions | None:
+    """The position ids behind a table that the region gathers, `[tokens, 2 … 4]`."""
+    for table in (table for step in region.steps.values() for table in tables(step)):
+        if isinstance(table.table, AtDestinations):
+            continue
+        stream = analysis.streams.of(table.table, table.axis - table.leading)
+        if len(stream) != len(table.segments):
+            continue
+        merged = next(i for i, segment in enumerate(table.segments) if segment.merged)
+        origin = stream[merged]
+        sizes = shape(origin.node)
+        if origin.axis == 0 and len(sizes) == 2 and 2 <= sizes[1] <= 4:
+            return Positions(origin.node, origin.start, origin.length)
+    return None
+
+
+def _one_device(region: Region) -> None:
+    tensors = [arg for node in region.steps for arg in node.all_input_nodes if is_tensor(arg)]
+    devices = {tensor.meta["val"].device for tensor in tensors if tensor.meta["val"].dim()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise CannotRewrite(f"the region lies on several devices ({names})", region.entry)
+
+
+def _refuse_overlaps(regions: list[Region]) -> None:
+    """A node can be rewritten once: of two regions that reach it, the first in the graph does."""
+    owner: dict[fx.Node, Region] = {}
+    for region in regions:
+        if region.status != "merged":
+            continue
+        other = next((owner[node] for node in region.steps if node in owner), None)
+        if other is None:
+            owner.update(dict.fromkeys(region.steps, region))
+        else:
+            path = other.module_path or other.entry.name
+            region.drop("refused", f"shares operations with the {other.kind} of {path}")
+
+
+def _unreached(graph: fx.Graph, regions: list[Region]) -> list[Region]:
+    """Attention whose query comes from no linear: reported, so that nothing is skipped silently."""
+    reached = {anchor for region in regions for anchor in region.anchors}
+    found = []
+    for node in graph.nodes:
+        if is_attention(node) and node not in reached:
+            query: fx.Node = node.args[0]
+            region = Region("self_attention", query, (), (node,), common_module([node])[0])
+            region.drop("refused", f"no linear projection of hidden states feeds {node.name}")
+            found.append(region)
+    return found
+
+
+def _without_inner(regions: list[Region]) -> list[Region]:
+    """Drop what was tried from inside of a merged region: its linears run on merged tokens."""
+    proven = [region for region in regions if region.status == "merged"]
+    inside = {n for region in proven for n, step in region.steps.items() if step.layout is not None}
+    return [r for r in regions if r.status == "merged" or r.entry not in inside]
+
+
+def _without_text_twins(regions: list[Region]) -> list[Region]:
+    """Drop the text side of a joint attention: its picture side reports that attention."""
+    reported = {
+        anchor
+        for region in regions
+        for anchor in region.anchors
+        if region.origin is not None and is_attention(anchor)
+    }
+    return [
+        region
+        for region in regions
+        if region.origin is not None or not reported.intersection(region.anchors)
+    ]

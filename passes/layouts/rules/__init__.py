@@ -1,0 +1,23 @@
+"""Layout rules, one per operation. Importing this package fills the table."""
+
+from toma_fx.passes.layouts.rules import attention, contraction, joins, pointwise, shapes
+from toma_fx.passes.layouts.rules.table import (
+    Flow,
+    apply_rule,
+    find_rule,
+    layout_rule,
+    supported_operations,
+)
+
+__all__ = [
+    "Flow",
+    "apply_rule",
+    "attention",
+    "contraction",
+    "find_rule",
+    "joins",
+    "layout_rule",
+    "pointwise",
+    "shapes",
+    "supported_operations",
+]

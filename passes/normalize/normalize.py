@@ -1,0 +1,187 @@
+"""Pass 1: any traced module to one representation, pre-dispatch ATen with static sizes.
+
+Why: Dynamo's graph calls Python functions and modules, each in many spellings. In pre-dispatch
+ATen, the graph that `torch.export` makes, `linear`, `layer_norm`, `gelu` and
+`scaled_dot_product_attention` are single nodes on every device.
+
+Before: `torch._C._nn.linear(l_x_, l_w_)` on `[s0, s1, 64]`; after: `aten.linear.default(x, w)` on
+`[2, 256, 64]`, with the placeholders, their order and their metadata kept.
+
+Precondition: no data-dependent control flow; otherwise the tracing error becomes a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.source import AttrSource, LocalSource
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graph.nodes import aten, is_view, writes
+from toma_fx.passes.normalize.interpret import Specialised, Tracing
+from toma_fx.passes.normalize.wrapped import is_wrapped, refuse_wrapped_activations, stand_in
+
+# What tracing raises where an operation needs a number that is still symbolic.
+_SYMBOLIC = (GuardOnDataDependentSymNode, DataDependentOutputException)
+
+
+def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
+    """Trace `gm` into a new pre-dispatch ATen graph module; `gm` stays as it is.
+
+    Args:
+        gm: a Dynamo graph, an exported program's graph, or any FX graph module.
+        example_inputs: real or fake tensors and numbers, one per placeholder. Symbolic sizes
+            are specialised, which adds a guard for each: another size compiles anew.
+
+    Raises:
+        CannotRewrite: the graph cannot be traced.
+    """
+    mode = detect_fake_mode(example_inputs) or FakeTensorMode(allow_non_fake_inputs=True)
+    static = [_static(value, mode) for value in example_inputs]
+    try:
+        traced = _trace(Tracing(gm), static)
+    except _SYMBOLIC:
+        # Only then: a number that changes at every call would compile anew at every call.
+        try:
+            traced = _trace(Specialised(gm), static)
+        except _SYMBOLIC as error:
+            raise CannotRewrite(f"data-dependent control flow: {type(error).__name__}") from error
+    if any(node.target is torch.amp.autocast_mode._enter_autocast for node in traced.graph.nodes):
+        raise CannotRewrite("autocast inside the model: wrap the call in it, or cast the model")
+    _drop_unread_writes(traced)
+    _drop_no_ops(traced)
+    _refuse_unknown_constants(traced)
+    refuse_wrapped_activations(traced, example_inputs)
+    keep_metadata(gm, traced)
+    return traced
+
+
+def _trace(interpreter: fx.Interpreter, inputs: Sequence[Any]) -> fx.GraphModule:
+    try:
+        with traceback.preserve_node_meta(), torch.no_grad():
+            return make_fx(
+                interpreter.run,
+                pre_dispatch=True,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*inputs)
+    except _SYMBOLIC:
+        raise
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise CannotRewrite(f"tracing to ATen failed: {type(error).__name__}: {first}") from error
+
+
+def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
+    """Carry over what AOTAutograd reads to tell static inputs (parameters) from the others.
+
+    Without it CUDA graphs would copy every parameter at every call
+    (`torch/_functorch/_aot_autograd/frontend_utils.py`).
+    """
+    target.meta.update(source.meta)
+    if hasattr(source, "_param_name_to_source"):
+        state = [*dict(target.named_parameters()), *dict(target.named_buffers())]
+        sources = {name: AttrSource(LocalSource("toma_fx"), name) for name in state}
+        target._param_name_to_source = sources
+    theirs = source.graph.find_nodes(op="placeholder")
+    for old, new in zip(theirs, target.graph.find_nodes(op="placeholder"), strict=True):
+        value = new.meta.get("val")
+        new.meta.update({key: item for key, item in old.meta.items() if key != "val"})
+        if value is not None:
+            new.meta["val"] = value
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+
+
+def _static(value: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(value, torch.SymInt):
+        return int(value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if is_wrapped(value):
+        return stand_in(value, mode)
+    if not isinstance(value, FakeTensor):
+        return mode.from_tensor(value, static_shapes=True)
+    if not value._has_symbolic_sizes_strides:
+        return value
+    sizes = [int(size) for size in value.shape]
+    strides = [int(stride) for stride in value.stride()]
+    with value.fake_mode:
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+
+
+def _drop_unread_writes(gm: fx.GraphModule) -> None:
+    """Remove writes into tensors that nobody reads: what is left of a mask that was not needed."""
+    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        if not writes(node) or node.users or not isinstance(node.args[0], fx.Node):
+            continue
+        written = node.args[0]
+        fresh = written.op == "call_function" and not is_view(written) and not writes(written)
+        if fresh and _only_for(node, written):
+            gm.graph.erase_node(node)
+
+
+def _only_for(write: fx.Node, written: fx.Node) -> bool:
+    """Whether everything that reads a tensor ends in one write."""
+    waiting = [written]
+    while waiting:
+        for user in waiting.pop().users:
+            if user is write:
+                continue
+            if user.op == "output" or writes(user):
+                return False
+            waiting.append(user)
+    return True
+
+
+def _refuse_unknown_constants(gm: fx.GraphModule) -> None:
+    """Tensors that tracing lost sight of (under `vmap`) become constants without values."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        if isinstance(getattr(gm, node.target, None), FakeTensor):
+            flex = any("flex_attention" in str(other.target) for other in gm.graph.nodes)
+            what = "flex_attention with a score function or a mask" if flex else "vmap"
+            raise CannotRewrite(f"tracing cannot follow {what}")
+
+
+def _drop_no_ops(gm: fx.GraphModule) -> None:
+    """Remove nodes that return their input: casts to the same dtype, dropout in eval, `x / 1`."""
+    writing = any(writes(node) for node in gm.graph.nodes)
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and _returns_its_input(node, writing):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)  # dead code elimination keeps random operations
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def _returns_its_input(node: fx.Node, writing: bool) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    result, source = node.meta.get("val"), node.args[0].meta.get("val")
+    if not isinstance(result, torch.Tensor) or not isinstance(source, torch.Tensor):
+        return False
+    same = result.dtype == source.dtype and result.device == source.device
+    if node.target in (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default):
+        copies = node.kwargs.get("copy") or (len(node.args) > 3 and node.args[3])
+        formatted = "memory_format" in node.kwargs or len(node.args) > 4
+        return same and not copies and not formatted
+    if node.target in (aten.dropout.default, aten.feature_dropout.default):
+        return len(node.args) > 2 and (node.args[1] == 0 or node.args[2] is False)
+    if node.target in (aten.div.Tensor, aten.mul.Tensor):
+        one = not isinstance(node.args[1], fx.Node) and node.args[1] == 1
+        # The copy matters where it is returned, or where anything is written to in place.
+        return same and one and not writing and all(user.op != "output" for user in node.users)
+    return False

@@ -1,0 +1,138 @@
+"""Seconds of regions, of planning and of a whole graph, on a device profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from toma_fx.config import TomaConfig
+from toma_fx.devices.profile import DeviceProfile
+from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.graph.work import Work, kernels
+from toma_fx.passes.layouts.layout import Step, TokenLayout
+from toma_fx.passes.methods import METHODS
+from toma_fx.report import ModelForecast, seconds_text
+from toma_fx.windows import Windows
+
+MARGIN = 0.03
+"""Share of a region's time that merging must save to be worth it: predictions are not exact."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A region on a device.
+
+    Attributes:
+        before: seconds of a call at full length.
+        after: seconds on merged tokens, merge and unmerge included, planning not.
+        source: `predicted` from a profile, or `measured`.
+    """
+
+    before: float
+    after: float
+    source: str = "predicted"
+
+    @property
+    def gains(self) -> bool:
+        """Whether merging saves more than the margin."""
+        return self.after < self.before * (1 - MARGIN)
+
+    def __str__(self) -> str:
+        return f"{self.source} {seconds_text(self.before)} → {seconds_text(self.after)}"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Both sides of merging a region in some windows, on a device."""
+
+    profile: DeviceProfile
+    method: str = "toma"
+
+    def __call__(self, region: Region, windows: Windows) -> Forecast:
+        before = total(kernels(region.steps), self.profile)
+        after = total(kernels(region.steps, _shares(region, windows)), self.profile)
+        merging = METHODS[self.method].merging(region, windows)
+        return Forecast(before, after + total(merging, self.profile))
+
+
+def added(forecasts: Sequence[Forecast]) -> Forecast:
+    """Of regions that are decided together."""
+    if len(forecasts) == 1:
+        return forecasts[0]
+    before, after = (sum(getattr(f, side) for f in forecasts) for side in ("before", "after"))
+    return Forecast(before, after, forecasts[0].source)
+
+
+def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:
+    """Of a region that stays as it is."""
+    seconds = total(kernels(region.steps or region.anchors), profile)
+    return Forecast(seconds, seconds)
+
+
+def model_forecast(
+    graph: fx.Graph, regions: Iterable[Region], config: TomaConfig, profile: DeviceProfile
+) -> ModelForecast:
+    """The whole graph, from what its merged regions save."""
+    merged = [region for region in regions if region.status == "merged"]
+    groups = {id(region.group): region.group for region in merged if region.group is not None}
+    forecasts = [region.forecast for region in merged if region.forecast is not None]
+    saved = sum(forecast.before - forecast.after for forecast in forecasts)
+    before = total(kernels(graph.nodes), profile)
+    planning = sum(
+        METHODS[group.method].planning(group, config, profile) for group in groups.values()
+    )
+    return ModelForecast(
+        device=profile.name,
+        source=profile.source,
+        seconds_before=before,
+        seconds_after=max(before - saved, 0.0) + planning,
+        planning_seconds=planning,
+        plan_bytes=plan_bytes(groups.values()),
+    )
+
+
+def flops_of(region: Region, group: Group | None) -> int:
+    """FLOPs of the products of a region; with a group on merged tokens, merge and unmerge too."""
+    if group is None:
+        return round(sum(work.flops for work in kernels(region.steps or region.anchors)))
+    merged = kernels(region.steps, _shares(region, group.windows))
+    merging = METHODS[group.method].merging(region, group.windows)
+    return round(sum(work.flops for work in (*merged, *merging)))
+
+
+def plan_bytes(groups: Iterable[Group]) -> int:
+    """Memory of the plans: destinations, and the matrices that merge and unmerge."""
+    found = 0
+    for group in groups:
+        if not METHODS[group.method].stateful:
+            continue
+        value = group.regions[0].entry.meta["val"]
+        windows = group.windows
+        picks = int(value.shape[0]) * windows.count * windows.destinations
+        found += 8 * picks + 2 * picks * windows.size * value.element_size()
+    return found
+
+
+def total(works: Iterable[Work], profile: DeviceProfile) -> float:
+    return sum(work.seconds(profile) for work in works)
+
+
+class _shares:  # noqa: N801 - a function with memory
+    """How much of each tensor of a region is left on merged tokens."""
+
+    def __init__(self, region: Region, windows: Windows) -> None:
+        self._region = region
+        self._kept = windows.merged / windows.tokens
+
+    def __call__(self, node: fx.Node) -> float:
+        if node is self._region.entry:
+            layout: object = self._region.layout
+        else:
+            step: Step | None = self._region.steps.get(node)
+            layout = step.layout if step is not None else None
+        if not isinstance(layout, TokenLayout) or not layout.is_merged:
+            return 1.0
+        left = sum(s.length * (self._kept if s.merged else 1.0) for s in layout.segments)
+        return left / layout.length

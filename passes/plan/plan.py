@@ -1,0 +1,256 @@
+"""Pass 3: decide what is merged, in which windows, and which regions share a plan.
+
+Why: the proof says what may be merged; the configuration says what should be. Only facts about
+regions are read, the graph is not touched.
+
+Before: regions with proofs. After: every region merged, skipped or refused with its reason, and
+each merged one in a `Group`.
+
+Precondition: `find` has run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from toma_fx import order as orders
+from toma_fx.config import TomaConfig
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.find.region import Group, Positions, Region
+from toma_fx.passes.methods import METHODS, Method
+from toma_fx.passes.plan.forecast import Forecast, added
+from toma_fx.windows import Windows
+
+Judge = Callable[[Region, Windows], Forecast]
+"""What merging a region in some windows is worth."""
+Widen = Callable[[list[Region]], list[Region]]
+"""Regions of one plan to what is rewritten: scopes over some of them, and the rest."""
+
+
+def plan(
+    regions: list[Region], config: TomaConfig, judge: Judge, widen: Widen = list
+) -> list[Group]:
+    """Assign groups to the regions that stay merged; say of the others why they do not.
+
+    Args:
+        regions: from `find`; their status, reason, group and forecast are set.
+        config: what the user chose.
+        judge: predicts or measures; with `regions="auto"` it decides as well.
+        widen: from `scope`; a scope is judged as a whole.
+    """
+    method = METHODS[config.method]
+    early = _early_blocks(regions, config.skip_blocks)
+    for region in regions:
+        if region.status == "merged":
+            region.reason, region.scope = "", None
+            reason = _unwanted(region, config, early)
+            if reason:
+                region.drop("skipped", reason)
+    positions = {r.origin.key: r.positions for r in regions if r.origin and r.positions}
+    groups: list[Group] = []
+    for members in _runs([region for region in regions if region.status == "merged"], config):
+        try:
+            first = members[0]
+            assert first.origin is not None
+            where = _arrange(first, positions.get(first.origin.key), config, method)
+        except CannotRewrite as refusal:
+            for region in members:
+                region.drop("refused", str(refusal))
+            continue
+        if where.windows.merged >= where.windows.tokens:
+            for region in members:
+                region.drop("skipped", f"ratio {config.ratio:g} removes no token of a window")
+            continue
+        units = _worthwhile(widen(members), where.windows, config, judge)
+        if units:
+            groups.append(_group(len(groups), where, units, config))
+    _measure_depth([region for group in groups for region in group.regions])
+    return groups
+
+
+def _group(index: int, where: _Arrangement, units: list[Region], config: TomaConfig) -> Group:
+    members = [region for unit in units for region in unit.members]
+    group = Group(index, where.windows, config.method, where.slots, where.positions)
+    group.side, group.follows = METHODS[config.method].cells(config)
+    group.regions, group.note = members, where.note
+    for region in (*units, *members):
+        region.group = group
+    for region in members:
+        region.reason = "; ".join(filter(None, (where.note, region.reason)))
+    return group
+
+
+def _worthwhile(
+    units: list[Region], windows: Windows, config: TomaConfig, judge: Judge
+) -> list[Region]:
+    """The units that stay; each of their regions keeps its forecast."""
+    kept = []
+    for unit in units:
+        found = [_judged(region, windows, judge) for region in unit.members]
+        forecasts = [forecast for forecast in found if forecast is not None]
+        if len(forecasts) < len(found):
+            kept += _worthwhile(_left_of(unit), windows, config, judge)
+        elif config.regions == "auto" and not (whole := added(forecasts)).gains:
+            for region in unit.members:
+                region.drop("skipped", f"merging gains nothing: {whole}")
+        else:
+            kept.append(unit)
+    return kept
+
+
+def _judged(region: Region, windows: Windows, judge: Judge) -> Forecast | None:
+    try:
+        region.forecast = judge(region, windows)
+    except CannotRewrite as refusal:
+        region.drop("refused", str(refusal))
+        return None
+    return region.forecast
+
+
+def _left_of(unit: Region) -> list[Region]:
+    """The other regions of a scope one of which is refused: each on its own."""
+    left = [region for region in unit.members if region.status == "merged"]
+    for region in left:
+        region.scope = None
+        region.reason = "scope: a region in it is refused; merged region by region"
+    return left
+
+
+def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
+    """Patterns of `include` and `exclude` that match no region: most likely a spelling mistake."""
+    return [
+        pattern
+        for pattern in (*config.include, *config.exclude)
+        if not any(fnmatch(region.module_path, pattern) for region in regions)
+    ]
+
+
+def _measure_depth(regions: list[Region]) -> None:
+    blocks = list(dict.fromkeys(region.block_path for region in regions))
+    for region in regions:
+        region.depth = blocks.index(region.block_path) / len(blocks)
+        if region.scope is not None and region is region.scope.members[0]:
+            region.scope.depth = region.depth
+
+
+def _early_blocks(regions: list[Region], count: int) -> set[str]:
+    """Paths of the first `count` blocks of each class, in graph order."""
+    blocks: dict[str, list[str]] = {}
+    for region in regions:
+        paths = blocks.setdefault(region.block_class, [])
+        if region.block_path not in paths:
+            paths.append(region.block_path)
+    return {path for paths in blocks.values() for path in paths[:count] if path}
+
+
+def _unwanted(region: Region, config: TomaConfig, early: set[str]) -> str:
+    path = region.module_path
+    if config.ratio == 0:
+        return "ratio 0 removes no token"
+    if config.regions not in ("all", "auto") and region.kind not in config.regions:
+        return f"regions leaves out {region.kind}"
+    if config.include and not any(fnmatch(path, pattern) for pattern in config.include):
+        return "no pattern of include matches"
+    if any(fnmatch(path, pattern) for pattern in config.exclude):
+        return "a pattern of exclude matches"
+    if region.block_path in early:
+        return f"among the first {config.skip_blocks} of its class: skip_blocks"
+    if region.tokens < config.min_tokens:
+        return f"{region.tokens} tokens are fewer than min_tokens={config.min_tokens}"
+    if config.cfg_pairs and region.entry.meta["val"].shape[0] % 2:
+        return f"cfg_pairs needs an even batch, not {region.entry.meta['val'].shape[0]}"
+    return ""
+
+
+def _runs(regions: list[Region], config: TomaConfig) -> list[list[Region]]:
+    """Neighbours with the same sharing key, in graph order."""
+    key = _SHARING[config.share]
+    runs: list[list[Region]] = []
+    for region in regions:
+        if runs and config.share != "region" and key(runs[-1][-1]) == key(region):
+            runs[-1].append(region)
+        else:
+            runs.append([region])
+    return runs
+
+
+def _stream_key(region: Region) -> tuple[object, ...]:
+    assert region.origin is not None
+    return (region.origin.key, region.tokens, region.channels, region.block_class)
+
+
+_SHARING: dict[str, Callable[[Region], tuple[object, ...]]] = {
+    "run": _stream_key,
+    "block": lambda region: (*_stream_key(region), region.block_path),
+    "region": lambda region: (region.entry,),
+}
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    windows: Windows
+    slots: tuple[int, ...] | None
+    positions: Positions | None
+    note: str
+
+
+def _arrange(
+    region: Region, positions: Positions | None, config: TomaConfig, method: Method
+) -> _Arrangement:
+    """Windows and token order of a stream.
+
+    Raises:
+        CannotRewrite: the order needs the grid, and nothing tells it.
+    """
+    tokens = region.tokens
+    side, follows = method.cells(config)
+    if follows in ("stripe", "global", "pair"):
+        size = {"stripe": side**2, "global": tokens, "pair": side}[follows]
+        return _static(method.windows(tokens, size, config), list(range(tokens)), "")
+    grid, note = _grid(region, positions, config)
+    if grid is None:
+        windows = method.windows(tokens, side**2, config)
+        return _Arrangement(windows, None, positions, note)
+    height, width = orders.tile_sides(grid, side)
+    windows = method.windows(tokens, height * width, config)
+    if (height, width) != (side, side):
+        note += f"window clamped to {height}×{width}"
+    if follows in ("tile", "cell") and orders.divides(grid, side):
+        return _static(windows, orders.tile_order(grid, side).tolist(), note)
+    if follows in ("tile", "cell"):
+        sides = "×".join(map(str, grid))
+        note = "; ".join(filter(None, (note, f"tiles do not divide {sides}: Hilbert windows")))
+    return _static(windows, orders.hilbert_order(grid).tolist(), note)
+
+
+def _static(windows: Windows, sequence: list[int], note: str) -> _Arrangement:
+    slots = tuple(sequence[rank] for rank in windows.slot_ranks())
+    return _Arrangement(
+        windows, None if slots == tuple(range(windows.tokens)) else slots, None, note
+    )
+
+
+def _grid(
+    region: Region, positions: Positions | None, config: TomaConfig
+) -> tuple[tuple[int, ...] | None, str]:
+    """The stream's grid, None where it is data; configured, read, or guessed if allowed."""
+    tokens = region.tokens
+    assert region.origin is not None
+    read = region.origin.grid
+    if isinstance(config.grid, tuple):
+        if math.prod(config.grid) == tokens:
+            return config.grid, ""
+        if read is None and positions is None:
+            sides = "×".join(map(str, config.grid))
+            raise CannotRewrite(f"grid {sides} has {math.prod(config.grid)} tokens, not {tokens}")
+    if read is not None or positions is not None:
+        return read, ""
+    if config.grid == "square" and math.isqrt(tokens) ** 2 == tokens:
+        return (math.isqrt(tokens),) * 2, "square grid guessed"
+    raise CannotRewrite(
+        f"the grid of the {tokens} tokens is not in the graph: "
+        'set TomaConfig(grid=(height, width)) or order="stripe"'
+    )

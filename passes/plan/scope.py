@@ -1,0 +1,231 @@
+"""Within pass 3: widen regions to scopes, runs of whole blocks that merge once. Read-only.
+
+Why: a block of three regions merges and unmerges three times, and its norms run at full length.
+Nothing between its first norm and its last addition needs the full-length stream. So the stream
+itself is merged where the block begins, and the block replays on merged tokens. Only the change is
+added back: the detail that merging loses of `x` is still in `x`.
+
+Before, at each region: `norm → merge → linear … linear → unmerge → add(x)`. After, at each scope:
+
+    x' = merge(x)
+    y' = block(x')                     norms, attention, MLP and additions on [B, D, C]
+    y  = x + unmerge(y' − x')          text in the same stream is that of y'
+
+The proof is that of `find`, begun at the stream instead of behind its norm: layouts flow from the
+readers of `x` to the last addition, where they must be those of `x` again. What needs the
+full-length stream in between (a control signal, an operation without a rule) is a refusal, and so
+is a region in there that stays as it is: then regions merge one by one, and their reason says why.
+
+Precondition: `find` has run; the regions given are neighbours that share a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from toma_fx.config import TomaConfig
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.find.region import Region
+from toma_fx.passes.graph.nodes import common_module, op_name
+from toma_fx.passes.layouts.analysis import Analysis
+from toma_fx.passes.layouts.layout import TokenLayout
+from toma_fx.passes.layouts.propagate import Propagation
+from toma_fx.passes.rewrite.expect import facts
+
+_LAST = ("feed_forward", "parallel")
+
+
+class Scopes:
+    """Widens the regions of a plan, and remembers what was proven and what refused.
+
+    Args:
+        analysis: of the graph that the regions lie in.
+        regions: all from `find`: a scope may hold none that stays at full length.
+        config: its `scope` and `span`.
+    """
+
+    def __init__(self, analysis: Analysis, regions: list[Region], config: TomaConfig) -> None:
+        self._analysis = analysis
+        self._regions = regions
+        self._kind = config.scope
+        self._blocks = {"region": 0, "block": 1, "span": config.span}[config.scope]
+        self._whole = blocks_of(region for region in regions if region.steps)
+        self._known: dict[tuple[int, ...], Region | str] = {}
+
+    def widen(self, members: list[Region]) -> list[Region]:
+        """Scopes over the regions of one plan, and the regions that stay on their own."""
+        if not self._blocks:
+            return members
+        found, blocks = [], blocks_of(members)
+        for start in range(0, len(blocks), self._blocks):
+            found += self._widened(blocks[start : start + self._blocks])
+        return found
+
+    def refuse(self, scope: Region, reason: str) -> bool:
+        """Leave a scope be from now on; False where it is a region."""
+        if scope.parts:
+            self._known[_key(scope.parts)] = reason
+        return bool(scope.parts)
+
+    def _widened(self, blocks: list[list[Region]]) -> list[Region]:
+        """One scope over all blocks, else one over each, else their regions."""
+        parts = [region for block in blocks for region in block]
+        found = self._proof(parts)
+        if isinstance(found, Region):
+            for region in parts:
+                region.scope = found
+            return [found]
+        units = parts if len(blocks) == 1 else [u for b in blocks for u in self._widened([b])]
+        for region in parts:
+            if len(blocks) == 1 or region.scope is not None:
+                instead = "region by region" if len(blocks) == 1 else "block by block"
+                region.reason = f"scope: {found}; merged {instead}"
+        return units
+
+    def _proof(self, parts: list[Region]) -> Region | str:
+        """The scope over some regions, or why there is none."""
+        key = _key(parts)
+        if key not in self._known:
+            try:
+                self._need_whole_blocks(parts)
+                self._known[key] = _prove(self._kind, parts, self._analysis, self._regions)
+            except CannotRewrite as refusal:
+                self._known[key] = refusal.reason
+        return self._known[key]
+
+    def _need_whole_blocks(self, parts: list[Region]) -> None:
+        """What was skipped or refused in a block wants its stream at full length."""
+        inside = set(_key(parts))
+        beside = [r for block in self._whole if inside.intersection(_key(block)) for r in block]
+        paths = {region.block_path for region in parts}
+        for region in self._regions:
+            if region.origin is not None and not region.steps:  # refused before its block is known
+                beside += [region] * any(_within(region.module_path, path) for path in paths)
+        for region in beside:
+            if id(region) not in inside:
+                raise CannotRewrite(f"the {region.kind} in it stays at full length")
+
+
+def blocks_of(regions: Iterable[Region]) -> list[list[Region]]:
+    """Neighbours whose additions lie in one module, up to its feed-forward or parallel region."""
+    blocks: list[list[Region]] = []
+    for region in regions:
+        if not blocks or not _continues(blocks[-1], region):
+            blocks.append([])
+        blocks[-1].append(region)
+    return blocks
+
+
+def scope_remarks(regions: list[Region]) -> list[str]:
+    """How often a report's regions merge, where that is less often than each."""
+    scopes = {id(r.scope): r.scope for r in regions if r.scope and r.status == "merged"}.values()
+    blocks = sum(len(blocks_of(scope.parts)) for scope in scopes)
+    remarks = {
+        "block": f"merged once a block: {blocks} blocks",
+        "span": f"merged once a span: {len(scopes)} spans over {blocks} blocks",
+    }
+    return sorted({remarks[scope.kind] for scope in scopes})
+
+
+def _continues(block: list[Region], region: Region) -> bool:
+    """Whether a region belongs to the block before it.
+
+    A module that is called twice, or that holds all blocks of a model in one `forward`, is more
+    than one block: a block ends with its MLP, and at the root no kind comes twice.
+    """
+    last = block[-1]
+    if (last.block_path, last.block_class) != (region.block_path, region.block_class):
+        return False
+    repeats = not region.block_path and region.kind in {member.kind for member in block}
+    return last.kind not in _LAST and not repeats
+
+
+def _within(path: str, module: str) -> bool:
+    return not module or f"{path}.".startswith(f"{module}.")
+
+
+def _key(parts: Iterable[Region]) -> tuple[int, ...]:
+    return tuple(map(id, parts))
+
+
+def _prove(kind: str, parts: list[Region], analysis: Analysis, regions: list[Region]) -> Region:
+    """The scope that holds some regions.
+
+    Raises:
+        CannotRewrite: it needs the full-length stream, or holds another region.
+    """
+    exits = sorted((n for part in parts for n in part.exits), key=analysis.position.__getitem__)
+    start, layout = _begin(parts, exits[0])
+    end = exits[-1]
+    if facts(start) != facts(end):
+        raise CannotRewrite(f"the stream changes from {facts(start)} to {facts(end)}", end)
+    _no_writes(start, end, analysis)
+    readers = tuple(reader for reader in start.users if reader in _leading_to(end, start, analysis))
+    flow = Propagation(analysis, start, layout, readers, lambda *_: False, end)
+    flow.run()
+    _same_regions(flow, parts, regions)
+    result = flow.layout(end)
+    if result is None or (result.axis, result.segments) != (layout.axis, layout.segments):
+        raise CannotRewrite("the result carries its tokens differently", end)
+    anchors = tuple(anchor for part in parts for anchor in part.anchors)
+    path, cls = common_module([n for part in parts for n in part.exits])
+    return Region(
+        kind,
+        start,
+        readers,
+        anchors,
+        common_module(anchors)[0],
+        origin=parts[0].origin,
+        layout=layout,
+        steps=flow.steps,
+        block_path=path,
+        block_class=cls,
+        parts=tuple(parts),
+        end=end,
+    )
+
+
+def _begin(parts: list[Region], leave: fx.Node) -> tuple[fx.Node, TokenLayout]:
+    """The stream that the first addition returns to, laid out as what is added to it."""
+    first = next(part for part in parts if leave in part.steps)
+    index = first.steps[leave].exit
+    assert index is not None
+    change, start = leave.args[index], leave.args[1 - index]
+    layout = first.steps[change].layout
+    assert isinstance(layout, TokenLayout)
+    return start, TokenLayout(1, 0, layout.segments)
+
+
+def _leading_to(end: fx.Node, start: fx.Node, analysis: Analysis) -> set[fx.Node]:
+    """The nodes after `start` that `end` depends on, itself among them."""
+    found: set[fx.Node] = set()
+    stack = [end]
+    while stack:
+        node = stack.pop()
+        if node not in found and analysis.position[node] > analysis.position[start]:
+            found.add(node)
+            stack += node.all_input_nodes
+    return found
+
+
+def _no_writes(start: fx.Node, end: fx.Node, analysis: Analysis) -> None:
+    """A write may go through a view of what was merged."""
+    position = analysis.position
+    for node in analysis.writes:
+        if position[start] < position[node] <= position[end]:
+            raise CannotRewrite(f"{op_name(node)} writes in place inside the scope", node)
+
+
+def _same_regions(flow: Propagation, parts: list[Region], regions: list[Region]) -> None:
+    """Merged tokens must reach all of the scope's regions, and none beside them."""
+    for part in parts:
+        if any(node not in flow.steps for node in part.steps):
+            raise CannotRewrite(f"the {part.kind} reads another stream", part.entry)
+    inside = {id(part) for part in parts}
+    for region in regions:
+        if id(region) in inside:
+            continue
+        if any(node in flow.steps for node in (*region.anchors, *region.steps)):
+            raise CannotRewrite(f"the {region.kind} in it stays at full length", region.entry)

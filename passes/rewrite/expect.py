@@ -1,0 +1,55 @@
+"""What the plain graph tells of a result, for the rewritten one to be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graph.nodes import shape
+from toma_fx.passes.layouts.layout import Segment, TokenLayout
+
+
+def picture_of(layout: TokenLayout | None) -> tuple[int, int]:
+    """Where the merged segment starts, which is the same before and after merging; its length."""
+    assert layout is not None
+    if layout.pictures > 1:
+        raise CannotRewrite("a stream joined with itself has two pictures to put back")
+    start = 0
+    for segment in layout.segments:
+        if segment.merged:
+            return start, segment.length
+        start += segment.length
+    raise AssertionError("a merged layout has a merged segment")
+
+
+def check_shape(old: fx.Node, new: fx.Node, layout: Any, length: Callable[[Segment], int]) -> None:
+    """The replayed shape is the old one with the token axis shortened."""
+    if isinstance(layout, tuple) or not isinstance(new.meta["val"], Tensor):
+        return
+    expected = list(shape(old))
+    if layout is not None:
+        expected[layout.axis] = sum(length(segment) for segment in layout.segments)
+    if tuple(expected) != shape(new):
+        raise CannotRewrite(f"merged shape is {shape(new)}, the layout says {tuple(expected)}", old)
+
+
+def strides(node: fx.Node) -> tuple[int, ...]:
+    """Strides of the axes that have more than one element; those of the others mean nothing."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(s if size > 1 else 0 for s, size in zip(value.stride(), value.shape, strict=True))
+
+
+def restrided(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
+
+
+def facts(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(value.shape), value.dtype, value.device
