@@ -34,7 +34,8 @@ from toma_fx.passes.plan.hoist import hoist
 from toma_fx.passes.plan.plan import Judge, plan, unmatched_patterns
 from toma_fx.passes.plan.scope import Scopes, scope_remarks
 from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs
-from toma_fx.passes.rewrite.rewrite import RegionRefused, rewrite
+from toma_fx.passes.rewrite.merged import RegionRefused
+from toma_fx.passes.rewrite.rewrite import rewrite
 from toma_fx.passes.verify import verify
 from toma_fx.report import RegionReport, Report
 
