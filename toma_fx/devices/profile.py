@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from toma_fx.config import closest
-from toma_fx.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -98,9 +95,9 @@ PROFILES: dict[str, DeviceProfile] = {
         ),
     )
 }
-"""The devices that ship, by name; a GPU's name holds the name of its profile."""
+"""The devices that ship, by name."""
 
-_MARKS = {
+MARKS = {
     "v100": ("V100",),
     "rtx8000": ("RTX 8000",),
     "rtx6000ada": ("RTX 6000 Ada",),
@@ -109,40 +106,4 @@ _MARKS = {
     "h100": ("H100",),
     "h200": ("H200",),
 }
-
-
-def find_profile(name: str | None, device: torch.device) -> DeviceProfile:
-    """The profile by name, or of a device.
-
-    Args:
-        name: a key of `PROFILES`; `"measure"` measures the device, once a machine; None takes
-            the cached measurement, else the profile of the device's name.
-        device: of the model. `meta` stands for the machine at hand.
-
-    Raises:
-        ConfigError: no such profile; the message names those that are.
-    """
-    from toma_fx.devices.measure import cached, measure_device
-
-    if name is not None and name != "measure":
-        key = name.lower().replace(" ", "").replace("-", "")
-        if key not in PROFILES:
-            names = ", ".join(PROFILES)
-            raise ConfigError(
-                f"no device profile {name!r}{closest(key, PROFILES)} (known: {names})"
-            )
-        return PROFILES[key]
-    if device.type == "meta":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "measure":
-        return measure_device(device)
-    known = cached(device)
-    if known is not None:
-        return known
-    if device.type != "cuda":
-        return PROFILES["cpu"]
-    full = torch.cuda.get_device_name(device)
-    for key, marks in _MARKS.items():
-        if any(mark in full for mark in marks):
-            return PROFILES[key]
-    return measure_device(device)
+"""What a GPU's name holds, by the name of its profile."""
