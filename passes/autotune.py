@@ -21,11 +21,10 @@ from torch._guards import tracing
 
 from toma_fx.config import TomaConfig
 from toma_fx.operations import REUSE
-from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.find.region import Forecast, Group, Region
 from toma_fx.passes.graph.nodes import is_tensor, map_leaves, shape
 from toma_fx.passes.layouts.layout import AtDestinations, Step
 from toma_fx.passes.methods import METHODS
-from toma_fx.passes.plan.forecast import Forecast
 from toma_fx.passes.rewrite.clock import GuardInputs
 from toma_fx.passes.rewrite.rewrite import rewrite
 from toma_fx.timing import interleaved

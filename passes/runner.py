@@ -67,10 +67,13 @@ def run_passes(
     regions: list[Region] = []
     normal: fx.GraphModule | None = None
     result = gm
+    method = METHODS[config.method]
     try:
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
-        regions = clock.time("find", lambda: find(analysis, config.grid, METHODS[config.method]))
+        regions = clock.time(
+            "find", lambda: find(analysis, config.grid, method.readers, method.returns)
+        )
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen))

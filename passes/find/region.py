@@ -1,17 +1,43 @@
-"""What the passes know of a region, between finding it and rewriting it."""
+"""What the passes know of a region, between finding it and rewriting it.
+
+`find` fills in the proof, `plan` what becomes of it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import fx
 
 from toma_fx.passes.layouts.layout import Origin, Step, TokenLayout
+from toma_fx.report import seconds_text
 from toma_fx.windows import Windows
 
-if TYPE_CHECKING:
-    from toma_fx.passes.plan.forecast import Forecast
+MARGIN = 0.03
+"""Share of a region's time that merging must save to be worth it: predictions are not exact."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A region on a device.
+
+    Attributes:
+        before: seconds of a call at full length.
+        after: seconds on merged tokens, merge and unmerge included, planning not.
+        source: `predicted` from a profile, or `measured`.
+    """
+
+    before: float
+    after: float
+    source: str = "predicted"
+
+    @property
+    def gains(self) -> bool:
+        """Whether merging saves more than the margin."""
+        return self.after < self.before * (1 - MARGIN)
+
+    def __str__(self) -> str:
+        return f"{self.source} {seconds_text(self.before)} → {seconds_text(self.after)}"
 
 
 @dataclass(frozen=True)

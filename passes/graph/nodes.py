@@ -21,6 +21,22 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
+def strides(node: fx.Node) -> tuple[int, ...]:
+    """Strides of the axes that have more than one element; those of the others mean nothing."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return ()
+    return tuple(s if size > 1 else 0 for s, size in zip(value.stride(), value.shape, strict=True))
+
+
+def facts(node: fx.Node) -> tuple[Any, ...]:
+    """Sizes, dtype and device of a node's tensor; `()` for anything that is not one tensor."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return ()
+    return tuple(value.shape), value.dtype, value.device
+
+
 def is_tensor(node: object) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.source import AttrSource, LocalSource
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -29,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from toma_fx.errors import CannotRewrite
+from toma_fx.passes.graph.metadata import keep_metadata
 from toma_fx.passes.graph.nodes import aten, is_view, writes
 from toma_fx.passes.normalize.interpret import Specialised, Tracing
 from toma_fx.passes.normalize.wrapped import is_wrapped, refuse_wrapped_activations, stand_in
@@ -82,27 +82,6 @@ def _trace(interpreter: fx.Interpreter, inputs: Sequence[Any]) -> fx.GraphModule
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise CannotRewrite(f"tracing to ATen failed: {type(error).__name__}: {first}") from error
-
-
-def keep_metadata(source: fx.GraphModule, target: fx.GraphModule) -> None:
-    """Carry over what AOTAutograd reads to tell static inputs (parameters) from the others.
-
-    Without it CUDA graphs would copy every parameter at every call
-    (`torch/_functorch/_aot_autograd/frontend_utils.py`).
-    """
-    target.meta.update(source.meta)
-    if hasattr(source, "_param_name_to_source"):
-        state = [*dict(target.named_parameters()), *dict(target.named_buffers())]
-        sources = {name: AttrSource(LocalSource("toma_fx"), name) for name in state}
-        target._param_name_to_source = sources
-    theirs = source.graph.find_nodes(op="placeholder")
-    for old, new in zip(theirs, target.graph.find_nodes(op="placeholder"), strict=True):
-        value = new.meta.get("val")
-        new.meta.update({key: item for key, item in old.meta.items() if key != "val"})
-        if value is not None:
-            new.meta["val"] = value
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source
 
 
 def _static(value: Any, mode: FakeTensorMode) -> Any:

@@ -9,38 +9,12 @@ from torch import fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
-from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.find.region import Forecast, Group, Region
 from toma_fx.passes.graph.work import Work, kernels
 from toma_fx.passes.layouts.layout import Step, TokenLayout
 from toma_fx.passes.methods import METHODS
-from toma_fx.report import ModelForecast, seconds_text
+from toma_fx.report import ModelForecast
 from toma_fx.windows import Windows
-
-MARGIN = 0.03
-"""Share of a region's time that merging must save to be worth it: predictions are not exact."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A region on a device.
-
-    Attributes:
-        before: seconds of a call at full length.
-        after: seconds on merged tokens, merge and unmerge included, planning not.
-        source: `predicted` from a profile, or `measured`.
-    """
-
-    before: float
-    after: float
-    source: str = "predicted"
-
-    @property
-    def gains(self) -> bool:
-        """Whether merging saves more than the margin."""
-        return self.after < self.before * (1 - MARGIN)
-
-    def __str__(self) -> str:
-        return f"{self.source} {seconds_text(self.before)} → {seconds_text(self.after)}"
 
 
 @dataclass(frozen=True)

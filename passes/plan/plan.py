@@ -19,9 +19,9 @@ from fnmatch import fnmatch
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.find.region import Group, Positions, Region
+from toma_fx.passes.find.region import Forecast, Group, Positions, Region
 from toma_fx.passes.methods import METHODS, Method
-from toma_fx.passes.plan.forecast import Forecast, added
+from toma_fx.passes.plan.forecast import added
 from toma_fx.windows import Windows
 
 Judge = Callable[[Region, Windows], Forecast]

@@ -28,11 +28,10 @@ from torch import fx
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Region
-from toma_fx.passes.graph.nodes import common_module, op_name
+from toma_fx.passes.graph.nodes import common_module, facts, op_name
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.layouts.layout import TokenLayout
 from toma_fx.passes.layouts.propagate import Propagation
-from toma_fx.passes.rewrite.expect import facts
 
 _LAST = ("feed_forward", "parallel")
 

@@ -36,20 +36,5 @@ def check_shape(old: fx.Node, new: fx.Node, layout: Any, length: Callable[[Segme
         raise CannotRewrite(f"merged shape is {shape(new)}, the layout says {tuple(expected)}", old)
 
 
-def strides(node: fx.Node) -> tuple[int, ...]:
-    """Strides of the axes that have more than one element; those of the others mean nothing."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(s if size > 1 else 0 for s, size in zip(value.stride(), value.shape, strict=True))
-
-
 def restrided(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
-
-
-def facts(node: fx.Node) -> tuple[Any, ...]:
-    value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(value.shape), value.dtype, value.device

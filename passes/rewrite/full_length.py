@@ -13,10 +13,11 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.merging import gather_rows
 from toma_fx.passes.find.region import Group
 from toma_fx.passes.graph.emit import Emitter
+from toma_fx.passes.graph.nodes import facts
 from toma_fx.passes.layouts.layout import AtDestinations, TokenLayout
 from toma_fx.passes.methods.order_nodes import OrderNodes
 from toma_fx.passes.plan.hoist import Stage
-from toma_fx.passes.rewrite.expect import facts, picture_of
+from toma_fx.passes.rewrite.expect import picture_of
 from toma_fx.passes.rewrite.replay import replay
 
 

@@ -11,10 +11,10 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.merging import add_change, change_of
 from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.emit import Emitter
-from toma_fx.passes.graph.nodes import shape
+from toma_fx.passes.graph.nodes import facts, shape
 from toma_fx.passes.layouts.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.methods import METHODS, Plan
-from toma_fx.passes.rewrite.expect import check_shape, facts, picture_of
+from toma_fx.passes.rewrite.expect import check_shape, picture_of
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.replay import replay
 

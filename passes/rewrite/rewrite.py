@@ -28,12 +28,12 @@ from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Group
 from toma_fx.passes.graph.emit import Emitter
-from toma_fx.passes.graph.nodes import map_leaves
+from toma_fx.passes.graph.metadata import keep_metadata
+from toma_fx.passes.graph.nodes import map_leaves, strides
 from toma_fx.passes.methods import METHODS
-from toma_fx.passes.normalize.normalize import keep_metadata
 from toma_fx.passes.plan.hoist import Stage
 from toma_fx.passes.rewrite.clock import Clock, GuardInputs
-from toma_fx.passes.rewrite.expect import restrided, strides
+from toma_fx.passes.rewrite.expect import restrided
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.merged import MergedRegions
 

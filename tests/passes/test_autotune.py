@@ -12,7 +12,7 @@ from tests.helpers import SMALL, Attention, Block, Cross, Joint, Sequence, captu
 from tests.helpers import repeated_tokens as tokens
 from toma_fx import ConfigError, TomaConfig, rewrite
 from toma_fx.passes import autotune
-from toma_fx.passes.plan.forecast import Forecast
+from toma_fx.passes.find.region import Forecast
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers import Block, Sequence, merged, repeated_tokens
 from toma_fx import TomaConfig, explain
-from toma_fx.passes.plan.forecast import MARGIN, Forecast
+from toma_fx.passes.find.region import MARGIN, Forecast
 
 
 class Wide(nn.Module):

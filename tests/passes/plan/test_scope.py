@@ -31,10 +31,10 @@ from tests.helpers import (
 )
 from toma_fx import TomaConfig, rewrite
 from toma_fx.passes.find.find import find
+from toma_fx.passes.find.region import Forecast
 from toma_fx.passes.graph.nodes import aten
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.normalize.normalize import normalize
-from toma_fx.passes.plan.forecast import Forecast
 from toma_fx.passes.plan.plan import plan
 from toma_fx.passes.plan.scope import Scopes
 
