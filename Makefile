@@ -1,7 +1,8 @@
 # make demo   merge two pipelines and a photograph; pictures go to out/
 # make test   lint, types and tests
+# make docs   write docs/options.md from the docstrings
 #
-# Both set up what they need: python3 >= 3.10 with pip, a C++ compiler and make must be there.
+# All set up what they need: python3 >= 3.10 with pip, a C++ compiler and make must be there.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ TYPED := build/typed/toma_fx
 export OMP_WAIT_POLICY ?= passive
 
 .DELETE_ON_ERROR:
-.PHONY: demo test pytest lint typecheck format clean
+.PHONY: demo test docs pytest lint typecheck format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m toma_fx.demo --out out
@@ -24,6 +25,9 @@ test: $(INSTALLED)
 	$(MAKE) lint
 	$(MAKE) typecheck
 	$(MAKE) pytest
+
+docs: $(INSTALLED)
+	$(BIN)/python -m docs.options
 
 pytest: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

@@ -35,8 +35,9 @@ class TomaConfig:
             the square of the token count.
         temperature: τ of the assignment softmax, in units of cosine similarity. A larger value
             blends more destinations into each token and costs sharpness.
-        unmerge: `"transpose"` (the public code) or `"pinv"` (the paper's text), which inverts
-            the merge and costs a small eigendecomposition per window and weighing.
+        unmerge: how tokens return to full length: `"transpose"` (the public code), or `"pinv"`
+            (the paper's text), which inverts the merge and costs a small eigendecomposition per
+            window and weighing.
         share: which regions use one plan: `"run"` (contiguous regions of one stream, token
             count, channels and block class), `"block"`, or `"region"` (each its own). Sharing
             less follows the features more closely and costs one planning more per plan.
@@ -77,11 +78,12 @@ class TomaConfig:
             the conditioning changes (with sequential guidance: at every call) or a timestep
             comes back with other latents. Generations of one prompt that interleave out of
             step look like one generation: keep those apart with `toma_fx.stream`.
-        method: `"toma"`; or what it is compared with, as published, but compiled: `"tomesd"`
-            (bipartite matching on 2×2 cells, averages, copies; ratio at most 0.75), `"tofu"` (the
-            same matching; early blocks drop tokens, later ones keep the norm), `"todo"` (keys and
-            values of self-attention from one token of a cell; ratio 1/2, 3/4, 8/9 or 15/16).
-            Those plan at every call, and have no window, order, temperature, unmerge or schedule.
+        method: what merges: `"toma"`; or what it is compared with, as published, but compiled:
+            `"tomesd"` (bipartite matching on 2×2 cells, averages, copies; ratio at most 0.75),
+            `"tofu"` (the same matching; early blocks drop tokens, later ones keep the norm),
+            `"todo"` (keys and values of self-attention from one token of a cell; ratio 1/2, 3/4,
+            8/9 or 15/16). Those plan at every call, and have no window, order, temperature,
+            unmerge or schedule.
 
     Raises:
         ConfigError: a value is out of its range; the message names the field and the range.
