@@ -13,14 +13,13 @@ Precondition: `normalize` has run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from operator import attrgetter
 
 import torch
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.anchors import find_entries
+from toma_fx.passes.find.method import WHOLE, Method
 from toma_fx.passes.find.region import Positions, Region
 from toma_fx.passes.graph.attentions import is_attention
 from toma_fx.passes.graph.nodes import common_module, is_tensor, op_name, shape
@@ -29,17 +28,13 @@ from toma_fx.passes.layouts.layout import AtDestinations, Segment, TokenLayout, 
 from toma_fx.passes.layouts.propagate import Propagation
 from toma_fx.passes.layouts.streams import Stream, Streams
 
-Readers = Callable[[Region], tuple[fx.Node, ...]]
-"""The readers of a region's entry that see merged tokens; none leaves the region out."""
-
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def find(
     analysis: Analysis,
     grid: tuple[int, ...] | str | None = None,
-    readers: Readers = attrgetter("seeds"),
-    returns: bool = True,
+    method: Method = WHOLE,
 ) -> list[Region]:
     """All attention and MLP regions of a normalised graph, in graph order.
 
@@ -47,9 +42,7 @@ def find(
         analysis: of the graph from `normalize`.
         grid: `TomaConfig.grid`; where several streams reach the output (a block compiled on its
             own), the one of this size is the picture.
-        readers: of the method; all that make the region, unless it says otherwise.
-        returns: whether the method brings tokens back to full length; else they end inside the
-            region, and no addition needs to be found.
+        method: which readers of an entry see merged tokens.
     """
     streams, position = analysis.streams, analysis.position
     entries = find_entries(analysis.graph, analysis.inputs)
@@ -61,7 +54,7 @@ def find(
         try:
             pictures.locate(region, streams.of(entry.node, 1))
             if region.layout is not None:
-                _prove(region, analysis, readers, returns)
+                _prove(region, analysis, method)
         except CannotRewrite as refusal:
             region.drop("refused", str(refusal))
     regions += _unreached(analysis.graph, regions)
@@ -117,18 +110,18 @@ class _Pictures:
         region.layout = TokenLayout(1, 0, segments)
 
 
-def _prove(region: Region, analysis: Analysis, readers: Readers, returns: bool) -> None:
+def _prove(region: Region, analysis: Analysis, method: Method) -> None:
     """Fill the region's steps: what becomes of every node that merged tokens reach.
 
     Raises:
         CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
     """
     assert region.layout is not None
-    followed = readers(region)
-    if not followed:
+    readers = method.readers(region)
+    if not readers:
         region.drop("skipped", "no keys and values of its own to sample")
         return
-    region.seeds = followed
+    region.seeds = readers
 
     def residual(node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         """The region's stream, whatever else has been added to it by now."""
@@ -139,7 +132,7 @@ def _prove(region: Region, analysis: Analysis, readers: Readers, returns: bool) 
     flow.run()
     region.steps = flow.steps
     _no_writes_between(region, analysis)
-    if returns and not exits.nodes():
+    if method.returns and not exits.nodes():
         raise CannotRewrite("the result never returns to the residual stream", region.entry)
     region.block_path, region.block_class = common_module(exits.nodes() or list(region.anchors))
     region.positions = _positions(region, analysis)
