@@ -31,8 +31,9 @@ from toma_fx.passes.plan.forecast import (
     unmerged_forecast,
 )
 from toma_fx.passes.plan.hoist import hoist
-from toma_fx.passes.plan.plan import Judge, plan, unmatched_patterns
+from toma_fx.passes.plan.plan import Judge, plan
 from toma_fx.passes.plan.scope import Scopes, scope_remarks
+from toma_fx.passes.plan.wanted import unmatched_patterns
 from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs
 from toma_fx.passes.rewrite.merged import RegionRefused
 from toma_fx.passes.rewrite.rewrite import rewrite
@@ -67,13 +68,10 @@ def run_passes(
     regions: list[Region] = []
     normal: fx.GraphModule | None = None
     result = gm
-    method = METHODS[config.method]
     try:
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
-        regions = clock.time(
-            "find", lambda: find(analysis, config.grid, method.readers, method.returns)
-        )
+        regions = clock.time("find", lambda: find(analysis, config.grid, METHODS[config.method]))
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen))

@@ -60,7 +60,8 @@ class TomaConfig:
         autotune: with `"auto"`, compile and time one region of each class with and without
             merging instead of predicting. Costs two compiles a class (SDXL has 6).
         include: patterns (as in `fnmatch`) over module paths; only matching regions are merged.
-        exclude: patterns over module paths that stay at full length.
+            `"feed_forward:up_blocks.*"` names a kind beside the path.
+        exclude: patterns, likewise, over what stays at full length.
         skip_blocks: the first blocks of each class stay at full length, as in the public code for
             Flux (5). Early blocks settle the composition, and where tokens learn of their places
             from RoPE alone, those of the first blocks look alike everywhere. A larger value is

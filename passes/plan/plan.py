@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
@@ -22,6 +21,7 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Forecast, Group, Positions, Region
 from toma_fx.passes.methods import METHODS, Method
 from toma_fx.passes.plan.forecast import added
+from toma_fx.passes.plan.wanted import early_blocks, unwanted
 from toma_fx.windows import Windows
 
 Judge = Callable[[Region, Windows], Forecast]
@@ -42,11 +42,11 @@ def plan(
         widen: from `scope`; a scope is judged as a whole.
     """
     method = METHODS[config.method]
-    early = _early_blocks(regions, config.skip_blocks)
+    early = early_blocks(regions, config.skip_blocks)
     for region in regions:
         if region.status == "merged":
             region.reason, region.scope = "", None
-            reason = _unwanted(region, config, early)
+            reason = unwanted(region, config, early)
             if reason:
                 region.drop("skipped", reason)
     positions = {r.origin.key: r.positions for r in regions if r.origin and r.positions}
@@ -119,50 +119,12 @@ def _left_of(unit: Region) -> list[Region]:
     return left
 
 
-def unmatched_patterns(regions: list[Region], config: TomaConfig) -> list[str]:
-    """Patterns of `include` and `exclude` that match no region: most likely a spelling mistake."""
-    return [
-        pattern
-        for pattern in (*config.include, *config.exclude)
-        if not any(fnmatch(region.module_path, pattern) for region in regions)
-    ]
-
-
 def _measure_depth(regions: list[Region]) -> None:
     blocks = list(dict.fromkeys(region.block_path for region in regions))
     for region in regions:
         region.depth = blocks.index(region.block_path) / len(blocks)
         if region.scope is not None and region is region.scope.members[0]:
             region.scope.depth = region.depth
-
-
-def _early_blocks(regions: list[Region], count: int) -> set[str]:
-    """Paths of the first `count` blocks of each class, in graph order."""
-    blocks: dict[str, list[str]] = {}
-    for region in regions:
-        paths = blocks.setdefault(region.block_class, [])
-        if region.block_path not in paths:
-            paths.append(region.block_path)
-    return {path for paths in blocks.values() for path in paths[:count] if path}
-
-
-def _unwanted(region: Region, config: TomaConfig, early: set[str]) -> str:
-    path = region.module_path
-    if config.ratio == 0:
-        return "ratio 0 removes no token"
-    if config.regions not in ("all", "auto") and region.kind not in config.regions:
-        return f"regions leaves out {region.kind}"
-    if config.include and not any(fnmatch(path, pattern) for pattern in config.include):
-        return "no pattern of include matches"
-    if any(fnmatch(path, pattern) for pattern in config.exclude):
-        return "a pattern of exclude matches"
-    if region.block_path in early:
-        return f"among the first {config.skip_blocks} of its class: skip_blocks"
-    if region.tokens < config.min_tokens:
-        return f"{region.tokens} tokens are fewer than min_tokens={config.min_tokens}"
-    if config.cfg_pairs and region.entry.meta["val"].shape[0] % 2:
-        return f"cfg_pairs needs an even batch, not {region.entry.meta['val'].shape[0]}"
-    return ""
 
 
 def _runs(regions: list[Region], config: TomaConfig) -> list[list[Region]]:

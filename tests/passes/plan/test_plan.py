@@ -128,6 +128,15 @@ def test_include_and_exclude() -> None:
     assert [path for path, fate in both.items() if fate[0] == "merged"] == ["blocks.1.feed_forward"]
 
 
+def test_a_pattern_may_name_a_kind() -> None:
+    fates = statuses(merged(MODEL, tokens(), exclude=("feed_forward:blocks.0.*",)))
+    assert fates["blocks.0.feed_forward"] == ("skipped", "a pattern of exclude matches")
+    assert [fate[0] for fate in fates.values()].count("merged") == 3
+    none = merged(MODEL, tokens(), exclude=("self_attention:*feed*", "feed_fward:*", "parallel:"))
+    assert len(none.report.merged) == 4
+    assert len([note for note in none.report.notes if "matches no region" in note]) == 3
+
+
 def test_patterns_without_a_match_are_noted_and_warned_of() -> None:
     run = merged(MODEL, tokens(), exclude=("*.atention",), include=("blocks.*", "bloks.1"))
     notes = [note for note in run.report.notes if "pattern" in note]
