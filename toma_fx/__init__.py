@@ -7,9 +7,11 @@ finds the attention and MLP regions of the traced graph and runs them on merged 
 
 from toma_fx.ahead import LoadedModel, export, load, transform
 from toma_fx.backend import last_report, rewrite, toma_backend
+from toma_fx.bisect import Bisection, bisect
 from toma_fx.config import TomaConfig
 from toma_fx.errors import (
     AutogradError,
+    BisectError,
     CallError,
     CannotRewrite,
     ConfigError,
@@ -27,6 +29,8 @@ from toma_fx.reuse import ReuseStats, reset, reuse_stats, stream
 
 __all__ = [
     "AutogradError",
+    "BisectError",
+    "Bisection",
     "CallError",
     "CannotRewrite",
     "ConfigError",
@@ -41,6 +45,7 @@ __all__ = [
     "RewriteResult",
     "TomaConfig",
     "TomaError",
+    "bisect",
     "explain",
     "export",
     "last_report",

@@ -55,6 +55,10 @@ class MismatchError(PackageError):
     """A package was built for another device, processor or torch release."""
 
 
+class BisectError(TomaError, RuntimeError):
+    """No merged region is to blame for a result; the message says what was seen."""
+
+
 class CallError(TomaError, ValueError):
     """A package was not built for the arguments of a call; the message lists what it serves."""
 

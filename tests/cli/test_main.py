@@ -122,7 +122,7 @@ def test_doctor_lists_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_as_a_module_and_with_help() -> None:
     command = [sys.executable, "-m", "toma_fx", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    for word in ("explain", "bench", "demo", "doctor", "exit codes"):
+    for word in ("explain", "bench", "bisect", "demo", "doctor", "exit codes"):
         assert word in result.stdout
 
 

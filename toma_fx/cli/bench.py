@@ -15,7 +15,15 @@ from torch._inductor import list_mode_options
 
 import toma_fx
 from toma_fx.cli.inputs import inputs_for
-from toma_fx.cli.options import add_config, add_dtype, add_model, config_of, dtype_of
+from toma_fx.cli.options import (
+    add_config,
+    add_device,
+    add_dtype,
+    add_model,
+    config_of,
+    device_of,
+    dtype_of,
+)
 from toma_fx.cli.presets import build, find_preset
 from toma_fx.config import TomaConfig
 from toma_fx.report import seconds_text
@@ -25,9 +33,7 @@ from toma_fx.timing import interleaved
 def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="sdxl-small", size=512)
     add_config(parser)
-    parser.add_argument(
-        "--on", default="auto", choices=("auto", "cpu", "cuda"), help="where to run"
-    )
+    add_device(parser)
     add_dtype(parser, "float32")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: 5)")
     parser.add_argument(
@@ -41,8 +47,7 @@ def run(given: argparse.Namespace) -> None:
     console = Console()
     # Falling timesteps of one picture: plans are made on their schedule, as in a real generation.
     config = config_of(given)
-    where = "cuda" if given.on == "auto" and torch.cuda.is_available() else given.on
-    device = torch.device("cpu" if where == "auto" else where)
+    device = device_of(given)
     model = build(find_preset(given.model), device, dtype_of(given.dtype))
     inputs = inputs_for(model, given.height, given.width, given.batch)
     with torch.no_grad():

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from toma_fx.cli import bench, doctor, explain, package
+from toma_fx.cli import bench, bisect, doctor, explain, package
 from toma_fx.errors import ConfigError, ModelError, TomaError
 
 _COMMANDS: dict[str, tuple[Any, str]] = {
     "explain": (explain, "what would be merged and what it is worth, without running the model"),
     "bench": (bench, "time a denoising step on this machine, plain and merged"),
+    "bisect": (bisect, "name the merged regions that change the result too much"),
     "export": (package.Export, "write a package of native code that runs without Python rewriting"),
     "run-package": (package.RunPackage, "load such a package and time its steps"),
     "doctor": (doctor, "what is installed, and what that enables"),

@@ -55,6 +55,19 @@ def config_of(given: argparse.Namespace, **fields: Any) -> TomaConfig:
     return split_options({"ratio": given.ratio, **fields}, ())[0]
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on", default="auto", choices=("auto", "cpu", "cuda"), help="where to run"
+    )
+
+
+def device_of(given: argparse.Namespace) -> torch.device:
+    """The device of `--on`; `auto` is a GPU where there is one."""
+    if given.on == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(given.on)
+
+
 def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
