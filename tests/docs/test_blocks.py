@@ -1,4 +1,4 @@
-"""Every Python block of the README and of `docs/` runs, one page after the other, as written."""
+"""Every Python block of the documentation runs, one page after the other, as written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch._inductor.config
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from tests.docs.pages import PAGES, fences, name
+from tests.docs.pages import OTHERS, PAGES, fences, name
 from tests.docs.stage import namespace, quick_inductor
 from toma_fx import last_report
 
-WITH_PYTHON = [page for page in PAGES if any(f.language == "python" for f in fences(page))]
-MERGING = {"README.md", "docs/diffusers.md", "docs/ahead-of-time.md"}
+WITH_PYTHON = [
+    page for page in (*PAGES, *OTHERS) if any(f.language == "python" for f in fences(page))
+]
+MERGING = {"README.md", "CONTRIBUTING.md", "docs/diffusers.md", "docs/ahead-of-time.md"}
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from toma_fx.cli.presets import PRESETS
 from toma_fx.config import TomaConfig, split_options
 from toma_fx.errors import ConfigError
 
@@ -20,8 +21,8 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None, size: int
         "model",
         nargs="?" if default else None,
         default=default,
-        help="a preset (sdxl, flux-dev, sd15, sd21, sd35-medium, sd35-large, sdxl-small, "
-        "flux-small), a diffusers model or pipeline folder, or a config.json",
+        help=f"a preset ({', '.join(PRESETS)}), a diffusers model or pipeline folder, "
+        "or a config.json",
     )
     parser.add_argument("--height", type=int, default=size, help=f"pixels (default: {size})")
     parser.add_argument("--width", type=int, default=size, help=f"pixels (default: {size})")

@@ -21,7 +21,8 @@ from tests.models import (
     stable_diffusion,
     stable_diffusion_inputs,
 )
-from toma_fx import ConfigError, TomaConfig, explain, last_report, reuse_stats
+from toma_fx import ConfigError, TomaConfig, config, explain, last_report, reuse_stats
+from toma_fx.passes import methods
 
 GRIDS = {512: (16, 32), 128: (8, 16), 256: (16, 16), 64: (8, 8)}
 
@@ -204,3 +205,7 @@ def test_ratios_that_a_method_cannot_take(method: str, ratio: float, message: st
 def test_todo_has_no_scope() -> None:
     with pytest.raises(ConfigError, match="no scope"):
         TomaConfig(method="todo", ratio=0.75, scope="block")
+
+
+def test_every_name_of_a_method_is_known_at_the_door() -> None:
+    assert tuple(methods.METHODS) == config.METHODS
