@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ Image = pytest.importorskip("PIL.Image")
 from toma_fx.demo import __main__ as command  # noqa: E402
 from toma_fx.demo import comparison, photograph, pictures, pipelines  # noqa: E402
 from toma_fx.demo.errors import DemoError, in_one_line, require  # noqa: E402
+from toma_fx.report import ModelForecast, RegionReport, Report  # noqa: E402
+from toma_fx.reuse import ReuseStats  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +128,44 @@ def test_pipelines_run_plain_and_merged(
     assert f"{result.change:.1%}" in printed
 
 
+def region(tokens: int, merged: int) -> RegionReport:
+    status = "merged" if merged < tokens else "skipped"
+    reason = "" if merged < tokens else "merging gains nothing"
+    facts = ("feed_forward", tokens, merged, 32, 0, status, reason, 1000, 500)
+    return RegionReport("block", *facts)
+
+
+def compared(plain: list[float], merged: list[float], regions: int = 1, gain: float = 1.5) -> Any:
+    forecast = ModelForecast("cpu", "a test", gain, 1.0, 0.0, 0)
+    report = Report([region(256, 128)] * regions or [region(256, 256)], forecast=forecast)
+    return comparison.Comparison((1.0, 2.0), plain, merged, 0.1, report, ReuseStats())
+
+
+def test_a_speedup_is_the_median_of_turns() -> None:
+    found = compared([2.0, 9.0, 2.0], [1.0, 4.0, 4.0])  # the machine is busy in the second turn
+    assert found.speedups == [2.0, 2.25, 0.5]
+    assert found.speedup == 2.0
+    assert found.why_slower() == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (compared([1.0], [1.1], regions=0), "nothing was merged.*: merging gains nothing"),
+        (compared([1.0, 1.0, 2.0], [1.1, 0.5, 2.2]), "busy: .* took 500 ms, .* plain one 1 s"),
+        (compared([1.0], [1.1], gain=1.05), r"256 tokens are too few.*1\.05x predicted"),
+        (compared([1.0], [1.1]), "toma-fx doctor --measure"),
+    ],
+)
+def test_a_figure_below_one_says_why(
+    found: comparison.Comparison, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert found.speedup < 1
+    assert re.search(why, found.why_slower())
+    comparison.show(found, Console(width=300))
+    assert re.search(f"below 1x: .*{why}", capsys.readouterr().out)
+
+
 def test_a_run_repeats() -> None:
     job = pipelines.flux(grid=(4, 4), channels=32)
     first, second = (job.run(job.denoiser, 1, "") for _ in range(2))
@@ -133,8 +175,11 @@ def test_a_run_repeats() -> None:
 
 def test_the_photograph_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--only", "photograph", "--out", str(tmp_path)]) == 0
-    assert "contact_sheet.png" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "contact_sheet.png" in printed
     assert len(list(tmp_path.glob("*.png"))) == 8
+    assert Path(printed.splitlines()[-1]) == tmp_path / "index.html"
+    assert (tmp_path / "index.html").stat().st_size > 1e6
 
 
 @pytest.mark.parametrize(

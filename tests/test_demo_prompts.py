@@ -31,19 +31,24 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_each_ratio_draws_the_same_prompts() -> None:
     plain, half = prompts.draw(random("emoji-flux"), TEXTS, 2, seed=3, ratios=(0.0, 0.5))
     assert plain.pictures.shape == half.pictures.shape == (3, 3, 16, 16)
-    assert 0 < prompts.change(plain, half) < 0.5
-    assert prompts.change(plain, plain) == 0
-    assert half.seconds > 0
+    assert 0 < half.change(plain) < 0.5
+    assert plain.change(plain) == 0
+    assert half.left < plain.left == 1
+    assert [plain.title, half.title] == ["plain", "50% merged"]
     again = generators.generate(random("emoji-flux"), TEXTS, [3, 4, 5], 2)
     torch.testing.assert_close(plain.pictures, again)
 
 
-def test_the_sheet_has_a_row_a_prompt_and_a_column_a_ratio(tmp_path: Path) -> None:
-    drawn = [prompts.Drawn(ratio, torch.rand(3, 3, 64, 64), 0.1) for ratio in (0.0, 0.25, 0.5)]
+def test_the_sheet_has_a_column_a_prompt_and_a_row_a_ratio(tmp_path: Path) -> None:
+    drawn = [prompts.Drawn(ratio, torch.rand(3, 3, 64, 64), 0.5) for ratio in (0.0, 0.5)]
+    drawn[1].pictures[2, 0] = 1.0  # the last prompt of the lower row is red
+    drawn[1].pictures[2, 1:] = 0.0
     file = prompts.write_sheet(TEXTS, drawn, tmp_path / "new" / "sheet.png")
-    width, height = Image.open(file).size
-    assert 3 * 128 < width < 3 * 128 + 50
-    assert 3 * 128 < height < 3 * 128 + 150
+    sheet = Image.open(file)
+    assert 3 * 128 < sheet.width < 3 * 128 + 110
+    assert 2 * 128 < sheet.height < 2 * 128 + 60
+    assert sheet.getpixel((sheet.width - 20, sheet.height - 20)) == (255, 0, 0)
+    assert sheet.getpixel((sheet.width - 20, 40)) != (255, 0, 0)
 
 
 def test_the_command_takes_prompts(
@@ -57,6 +62,7 @@ def test_the_command_takes_prompts(
     printed = capsys.readouterr().out
     assert "75%" in printed
     assert "emoji-flux.png" in printed
+    assert Path(printed.splitlines()[-1]) == tmp_path / "index.html"
 
 
 @pytest.mark.parametrize("name", ["emoji-sdxl", "emoji-flux"])

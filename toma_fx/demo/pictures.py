@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toma_fx.demo.photograph import Patches, Restored
 
-_PAPER, _INK = (250, 250, 248), (20, 20, 20)
+PAPER, INK = (250, 250, 248), (20, 20, 20)
 _TILE_LINE, _PATCH_LINE = (255, 214, 10), (128, 128, 128)
 _MERGED = (0.22, 0.26, 0.38)  # slate: neither black nor white patches of a photograph look like it
 _GAP = 12
@@ -98,7 +98,7 @@ def contact_sheet(patches: Patches, restored: Sequence[Restored]) -> Image.Image
     ]
     columns = [first] + [_column(patches, one) for one in restored]
     across, down = first[0].width + _GAP, first[0].height + _GAP
-    sheet = Image.new("RGB", (across * len(columns) + _GAP, down * len(first) + _GAP), _PAPER)
+    sheet = Image.new("RGB", (across * len(columns) + _GAP, down * len(first) + _GAP), PAPER)
     for x, column in enumerate(columns):
         for y, panel in enumerate(column):
             sheet.paste(panel, (_GAP + x * across, _GAP + y * down))
@@ -109,11 +109,11 @@ def captioned(image: Image.Image, *lines: str) -> Image.Image:
     """The image with lines of text above it."""
     size = max(10, image.width // 32)
     font, band = ImageFont.load_default(size), 3 * size // 2
-    page = Image.new("RGB", (image.width, image.height + band * len(lines)), _PAPER)
+    page = Image.new("RGB", (image.width, image.height + band * len(lines)), PAPER)
     page.paste(image, (0, band * len(lines)))
     pen = ImageDraw.Draw(page)
     for row, text in enumerate(lines):
-        pen.text((2, row * band + band // 2), text, fill=_INK, font=font, anchor="lm")
+        pen.text((2, row * band + band // 2), text, fill=INK, font=font, anchor="lm")
     return page
 
 
@@ -135,11 +135,11 @@ def _lines(image: Image.Image, step: int, colour: tuple[int, int, int], thick: i
 
 
 def _legend(width: int, height: int) -> Image.Image:
-    page = Image.new("RGB", (width, height), _PAPER)
+    page = Image.new("RGB", (width, height), PAPER)
     size = max(8, width // 25)
     font = ImageFont.load_default(size)
     ImageDraw.Draw(page).multiline_text(
-        (0, 0), "\n".join(_LEGEND), fill=_INK, font=font, spacing=size // 2
+        (0, 0), "\n".join(_LEGEND), fill=INK, font=font, spacing=size // 2
     )
     return page
 

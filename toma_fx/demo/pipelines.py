@@ -68,13 +68,13 @@ class Job:
 
 
 def stable_diffusion_xl(
-    grid: tuple[int, int] = (40, 40), channels: int = 192, depth: int = 1, seed: int = 0
+    grid: tuple[int, int] = (48, 48), channels: int = 192, depth: int = 1, seed: int = 0
 ) -> Job:
     """A small SDXL pipeline with guidance, so that the denoiser's batch is two.
 
     Args:
         grid: height and width in tokens of the attention blocks; costs grow with the square of
-            the tokens.
+            the tokens. By default as many as the real model has at 768×768.
         channels: width of the attention blocks, a multiple of 32.
         depth: transformer blocks an attention stage; there are four stages.
         seed: of the weights, the prompt and the noise.
@@ -113,12 +113,13 @@ def stable_diffusion_xl(
 
 
 def flux(
-    grid: tuple[int, int] = (48, 32), channels: int = 192, depth: int = 1, seed: int = 0
+    grid: tuple[int, int] = (72, 56), channels: int = 192, depth: int = 1, seed: int = 0
 ) -> Job:
     """A small Flux pipeline. Its token grid is data: the pipeline passes position ids.
 
     Args:
-        grid: height and width in tokens; costs grow with the square of the tokens.
+        grid: height and width in tokens; costs grow with the square of the tokens. By default as
+            many as the real model has at 1152×896.
         channels: width of the blocks, a multiple of 32.
         depth: joint blocks; there are twice as many single blocks.
         seed: of the weights, the prompt and the noise.
