@@ -20,6 +20,7 @@ def generate(
     steps: int = 20,
     guidance: float = 2.5,
     model: Any = None,
+    scheduler: Any = None,
 ) -> Tensor:
     """One picture a caption and seed.
 
@@ -31,6 +32,8 @@ def generate(
         guidance: how much more the caption counts; a larger value costs variety. 1 is
             none.
         model: a compiled form of the generator's model.
+        scheduler: `FlowMatchEulerDiscreteScheduler`, for a model that follows where a generation
+            stands; its timesteps are set anew. By default one of this call's own.
 
     Returns:
         `[B, 3, pixels, pixels]` float32 in [0, 1].
@@ -38,7 +41,7 @@ def generate(
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     device = next(generator.model.parameters()).device
-    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
     # As the Flux pipeline spaces them: the default's last step would begin at almost no noise.
     scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=device)
     text = embed(captions).to(device)
