@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from toma_fx.config import TomaConfig
+from torch import nn
+
+from benchmarks.quality import caches
+from benchmarks.quality.contestant import REFERENCE, Cache, Contestant
+from toma_fx.diffusers import TokenMergingConfig
 from toma_fx.errors import ConfigError
 
-REFERENCE = "plain"
+__all__ = ["REFERENCE", "SELECTIONS", "Contestant", "Field", "distinct", "everyone", "selected"]
+
 _SCHEDULES = ((1, 1), (2, 2), (3, 3), (5, 1), (5, 5), (10, 1), (10, 5), (20, 10))
+_SHARES = (0.75, 0.5, 0.25, 0.83, 0.67, 0.58, 0.42, 0.33)  # the first of equal counts is kept
+_JUDGED = 64  # pairs that show whether captions are followed
 
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to make the pictures; what is not given is as in the reference.
-
-    Attributes:
-        name: of its row, and of its folder.
-        group: of rows that are read together.
-        options: of the merging backend; None does not merge.
-        steps: share of the reference's denoising steps, or a number to add where negative.
-        seed_shift: added to every seed.
-        caption_shift: every picture takes the caption so many places further on.
-        dtype: of the denoiser; None is the reference's.
-        guarded: False keeps the plans of the very first step for ever.
-        main: one of the few rows that are made of all pairs also in a short run.
-    """
-
-    name: str
-    group: str
-    options: dict[str, Any] | None = None
-    steps: float = 1.0
-    seed_shift: int = 0
-    caption_shift: int = 0
-    dtype: str | None = None
-    guarded: bool = True
-    main: bool = False
-
-    def count(self, steps: int) -> int:
-        """Denoising steps where the reference makes `steps`."""
-        return steps + int(self.steps) if self.steps < 0 else max(1, round(self.steps * steps))
+SELECTIONS: dict[str, tuple[str, ...]] = {
+    "all": ("*",),
+    "acceptance": (
+        "another *",
+        *("75% of the steps", "50% of the steps", "25% of the steps"),
+        *("toma 0.25", "toma 0.5", "refresh 0.5", "refresh 0.5, rest_every 2"),
+        *("*, half", "taylorseer*, every 2nd step", "deepcache, every 2nd step"),
+    ),
+}
+"""Patterns over names. `acceptance`: what a short session can paint and time."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +40,23 @@ class Field:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def everyone(base: dict[str, Any], dtype: str = "float32") -> Field:
+def everyone(base: dict[str, Any], dtype: str = "float32", model: nn.Module | None = None) -> Field:
     """All contestants.
 
     Args:
         base: options that every merged contestant begins with, `min_tokens` say.
         dtype: of the reference.
+        model: the denoiser, where known: caches are made for some classes only.
 
     Returns:
         Those whose options this version knows; the others with the reason.
     """
-    runs, skipped = [], {}
-    for one in (*_anchors(dtype), *_methods(), *_variants(), *_stale()):
+    runs: list[Contestant] = []
+    skipped: dict[str, str] = {}
+    makers = (_anchors(dtype), _fewer(), _methods(), _keys(), _refresh(), _caches())
+    for one in (*(one for maker in makers for one in maker), *_variants(), *_stale()):
         options = None if one.options is None else {**base, **one.options}
-        reason = _refused(options)
+        reason = _refused(options) or caches.refused(one.cache, model)
         if reason:
             skipped[one.name] = reason
         else:
@@ -73,12 +64,33 @@ def everyone(base: dict[str, Any], dtype: str = "float32") -> Field:
     return Field(runs, skipped)
 
 
+def selected(one: Contestant, patterns: Iterable[str]) -> bool:
+    """Whether a pattern fits its name; the reference always takes part."""
+    named = any(fnmatch.fnmatch(one.name, pattern) for pattern in patterns)
+    return named or one.name == REFERENCE
+
+
+def distinct(found: Field, steps: int) -> Field:
+    """Without those that would make as many of `steps` steps as another, and nothing else."""
+    counts = {steps: "all steps"}
+    runs, skipped = [], dict(found.skipped)
+    for one in found.runs:
+        count = one.count(steps)
+        if one.steps != 1.0 and (count in counts or count < 1):
+            skipped[one.name] = f"{count} of {steps} steps, as {counts.get(count, 'nobody')}"
+            continue
+        if one.steps != 1.0:
+            counts[count] = one.name
+        runs.append(one)
+    return Field(runs, skipped)
+
+
 def _refused(options: dict[str, Any] | None) -> str | None:
-    unknown = set(options or ()) - set(TomaConfig.field_names())
+    unknown = set(options or ()) - set(TokenMergingConfig.field_names())
     if unknown:
         return f"this version has no option {', '.join(sorted(unknown))}"
     try:
-        TomaConfig(**(options or {}))
+        TokenMergingConfig(**(options or {}))
     except ConfigError as error:
         return str(error)
     return None
@@ -89,11 +101,15 @@ def _anchors(dtype: str) -> Iterable[Contestant]:
     yield Contestant(REFERENCE, "anchor", main=True)
     yield Contestant("identical rerun", "anchor")
     yield Contestant(f"in {other}", "anchor", dtype=other)
-    yield Contestant("one step fewer", "anchor", steps=-1)
-    yield Contestant("another seed", "anchor", seed_shift=10**6, main=True)
-    yield Contestant("another caption", "anchor", caption_shift=1, main=True)
-    for share in (0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
-        yield Contestant(f"{share:.0%} of the steps", "fewer steps", steps=share)
+    yield Contestant("another seed", "anchor", seed_shift=10**6, main=True, most=_JUDGED)
+    yield Contestant("another caption", "anchor", caption_shift=1, main=True, most=_JUDGED)
+
+
+def _fewer() -> Iterable[Contestant]:
+    for share in _SHARES:
+        main = share in (0.75, 0.5, 0.25)
+        yield Contestant(f"{share:.0%} of the steps", "fewer steps", steps=share, main=main)
+    yield Contestant("one step fewer", "fewer steps", steps=-1)
 
 
 def _methods() -> Iterable[Contestant]:
@@ -104,6 +120,65 @@ def _methods() -> Iterable[Contestant]:
             options = {"method": method, "ratio": ratio}
             yield Contestant(f"{method} {ratio:g}", "method", options, main=ratio == 0.5)
     yield Contestant("todo 0.75", "method", {"method": "todo", "ratio": 0.75}, main=True)
+
+
+def _keys() -> Iterable[Contestant]:
+    """Keys and values of all tokens, where queries alone are merged."""
+    for method in ("toma", "tomesd", "tofu"):
+        for ratio in (0.25, 0.5, 0.75):
+            options = {"method": method, "ratio": ratio, "keys": "all"}
+            yield Contestant(f"{method} {ratio:g}, keys all", "keys", options)
+    yield Contestant("toma 0.5, keys computed", "keys", {"ratio": 0.5, "keys": "computed"})
+
+
+def _refresh() -> Iterable[Contestant]:
+    """Memory, with no block left out; then one option at a time at ratio 0.5, then together."""
+    yield from (_memory(ratio, main=ratio == 0.5) for ratio in (0.25, 0.5, 0.75))
+    yield _memory(0.5, main=True, rest_every=2)
+    changes: tuple[dict[str, Any], ...] = (
+        *({"history": count} for count in (1, 2)),
+        *({"gain": gain} for gain in (0.0, 0.5, 1.0)),
+        *({"extrapolate": alpha} for alpha in (0.0, 0.5, 1.0)),
+        *({"keys": keys} for keys in ("computed", "all")),
+        *({"scope": scope} for scope in ("region", "block", "span")),
+        {"dense_steps": (0,)},
+        {"dense_steps": (0,), "extrapolate": 1.0},
+        {"dense_steps": (0,), "rest_every": 2},
+        {"rest_every": 2, "extrapolate": 1.0},
+    )
+    yield from (_memory(0.5, **change) for change in changes)
+    yield _memory(0.75, dense_steps=(0,))
+
+
+def _memory(ratio: float, main: bool = False, **change: Any) -> Contestant:
+    options = {"method": "refresh", "ratio": ratio, "skip_blocks": 0, **change}
+    name = ", ".join([f"refresh {ratio:g}", *_named(change)])
+    group = "refresh, variants" if change and not main else "refresh"
+    return Contestant(name, group, options, main=main)
+
+
+def _caches() -> Iterable[Contestant]:
+    """Caches at about half and a quarter of the blocks' cost; see `caches` for each."""
+    for every, ordinal in ((2, "2nd"), (5, "5th")):  # six and three of twelve steps, 14 and 7 of 28
+        for kind in ("taylorseer", "taylorseer lite"):
+            options = {"cache_interval": every, "disable_cache_before_step": 1}
+            yield _cache(kind, f"{kind}, every {ordinal} step", **options)
+    options = {"cache_interval": 2, "disable_cache_before_step": 1, "max_order": 0}
+    yield _cache("taylorseer", "taylorseer, every 2nd step, order 0", **options)
+    for share, words in ((0.5, "half"), (0.25, "a quarter")):
+        yield _cache("first block", f"first block cache, {words}", share)
+    yield _cache("magcache", "magcache, half", 0.5)
+    often = {"retention_ratio": 0.1, "max_skip_steps": 6}  # its defaults compute two fifths
+    yield _cache("magcache", "magcache, a quarter", 0.25, **often)
+    for every, ordinal in ((2, "2nd"), (5, "5th")):
+        options = {"spatial_attention_block_skip_range": every}
+        yield _cache("fastercache", f"fastercache, attention every {ordinal} step", **options)
+    for every, ordinal in ((2, "2nd"), (4, "4th")):
+        yield _cache("deepcache", f"deepcache, every {ordinal} step", every=every)
+
+
+def _cache(kind: str, name: str, share: float | None = None, **options: Any) -> Contestant:
+    return Contestant(name, "cache", cache=Cache(kind, options, share))
 
 
 def _variants() -> Iterable[Contestant]:
@@ -122,8 +197,12 @@ def _variants() -> Iterable[Contestant]:
     }
     for column, changes in columns.items():
         for change in changes:
-            values = ", ".join(f"{key} {value}" for key, value in change.items())
-            yield Contestant(f"toma 0.5, {values}", column, {"ratio": 0.5, **change})
+            name = ", ".join(["toma 0.5", *_named(change)])
+            yield Contestant(name, column, {"ratio": 0.5, **change})
+
+
+def _named(change: dict[str, Any]) -> list[str]:
+    return [f"{key} {value}" for key, value in change.items()]
 
 
 def _stale() -> Iterable[Contestant]:

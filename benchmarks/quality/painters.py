@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -14,19 +16,40 @@ from toma_fx.demo import generators
 
 
 class Painter(Protocol):
-    """What makes pictures. Its denoiser may be replaced by a compiled one for a call."""
+    """What makes pictures. Its denoiser may be replaced by a compiled one for a call.
+
+    Attributes:
+        name: of its tables.
+        denoiser: called once a step, or more often by sequential guidance.
+        dense_blocks: first blocks of each class that should not be merged.
+        pipeline: whose `scheduler` tells where a generation stands.
+        place: attribute of the pipeline that holds a denoiser: `"unet"` or `"transformer"`.
+        names_calls: the loop says which call of the denoiser is which (`cache_context`).
+    """
 
     name: str
     denoiser: nn.Module
     dense_blocks: int
+    pipeline: Any
+    place: str
+    names_calls: bool
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, model: Any) -> Tensor:
         """`[B, 3, height, width]` in [0, 1], on the CPU; each picture from its own seed."""
         ...
 
 
+@dataclass(eq=False)
+class Loop:
+    """What a follower needs to know of a loop that is no pipeline of diffusers."""
+
+    scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
+
+
 class EmojiPainter:
     """A small generator of this project."""
+
+    place, names_calls = "transformer", False
 
     def __init__(
         self,
@@ -42,10 +65,15 @@ class EmojiPainter:
             self.denoiser = Cast(self.denoiser.to(dtype), dtype)
         self.name = f"{name}-{size}"
         self.dense_blocks = self.generator.dense_blocks
+        self.pipeline = Loop()
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, model: Any) -> Tensor:
         run = self.denoiser if model is None else model
-        return generators.generate(self.generator, prompts, seeds, steps, model=run).cpu()
+        scheduler = self.pipeline.scheduler
+        made = generators.generate(
+            self.generator, prompts, seeds, steps, model=run, scheduler=scheduler
+        )
+        return made.cpu()
 
 
 class PipelinePainter:
@@ -69,6 +97,7 @@ class PipelinePainter:
         self.pipeline.set_progress_bar_config(disable=True)
         self.place = "unet" if hasattr(self.pipeline, "unet") else "transformer"
         self.denoiser = getattr(self.pipeline, self.place)
+        self.names_calls = hasattr(self.denoiser, "cache_context")
         self.name = folder.resolve().name
         self.dense_blocks = 0
         self.extra = {} if guidance is None else {"guidance_scale": guidance}

@@ -1,10 +1,11 @@
-"""The Pareto plot, and grids of pictures."""
+"""The Pareto plots, and grids of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from torch import Tensor
@@ -12,44 +13,49 @@ from torch import Tensor
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.quality.report import Row
+from benchmarks.quality.rows import COSTS, Row, is_steps
 
 _COLORS = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
-_UNNAMED = ("identical rerun",)  # it lies on the plain model's
-_LABELLED = ("anchor", "fewer steps", "method")
+_LABELLED = ("fewer steps", "method", "refresh", "cache")
+_DRAWN = {"time": "measured time of a generation", "FLOPs": "FLOPs of a generation"}
 
 
 def pareto(rows: Sequence[Row], measure: str, title: str, file: Path) -> None:
-    """Distance to the plain picture against measured speedup; lower and further right is better."""
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    axes.margins(x=0.1)  # room for the names of the fastest
-    timed = [row for row in rows if row.speedup and measure in row.found]
-    groups = dict.fromkeys(row.group for row in timed)
-    for group, marker, color in zip(groups, cycle("osD^vP"), cycle(_COLORS), strict=False):
-        members = [row for row in timed if row.group == group]
-        members.sort(key=lambda row: row.speedup or 0)
-        places = [row.speedup for row in members], [row.found[measure].mean for row in members]
-        errors = [
-            [row.found[measure].mean - row.found[measure].low for row in members],
-            [row.found[measure].high - row.found[measure].mean for row in members],
-        ]
-        line = "-" if group == "fewer steps" else ""
-        drawn = {"ms": 4, "lw": 1, "capsize": 2, "color": color, "label": group}
-        axes.errorbar(*places, yerr=errors, fmt=marker + line, **drawn)
-        for row in members if group in _LABELLED else ():
-            place = (row.speedup, row.found[measure].mean)
-            if row.name not in _UNNAMED:
-                name = row.name.removesuffix(" of the steps")
-                axes.annotate(name, place, fontsize=7, xytext=(4, 3), textcoords="offset points")
-    fastest = max((row.speedup or 0 for row in timed if row.merges), default=0)
-    if fastest:
-        axes.set_xlim(right=1.1 * fastest)  # fewer steps go on without end
-    axes.set(xlabel="measured speedup of a generation", ylabel=f"{measure}, to the plain picture")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(file, dpi=130)
+    """Distance to the plain picture against time and against FLOPs; lower and further left is
+    better. What is at no distance, or costs more than the plain model, is not drawn.
+    """
+    figure, both = plt.subplots(1, 2, figsize=(15, 7), layout="constrained", sharey=True)
+    groups = list(dict.fromkeys(row.group for row in rows if row.merges or is_steps(row)))
+    styles = dict(zip(groups, zip(cycle("osD^vPX*"), cycle(_COLORS), strict=False), strict=False))
+    for axes, (cost, words) in zip(both, _DRAWN.items(), strict=True):
+        known = [row for row in rows if COSTS[cost](row) and measure in row.found]
+        for group, style in styles.items():
+            members = [row for row in known if row.group == group and row.found[measure].mean > 0]
+            _points(axes, members, cost, measure, group, *style)
+        axes.set(xlabel=f"{words}, share of the plain model's", xlim=(0, 1.05), yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    both[0].set_ylabel(f"{measure}, to the plain picture")
+    if groups:
+        both[1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _points(
+    axes: Any, rows: list[Row], cost: str, measure: str, group: str, marker: str, color: Any
+) -> None:
+    rows = sorted(rows, key=lambda row: COSTS[cost](row) or 0)
+    found = [row.found[measure] for row in rows]
+    places = [COSTS[cost](row) for row in rows], [one.mean for one in found]
+    errors = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
+    line = "-" if group == "fewer steps" else ""
+    drawn = {"ms": 4, "lw": 1, "capsize": 2, "color": color, "label": group}
+    axes.errorbar(*places, yerr=errors, fmt=marker + line, **drawn)
+    for row, *place in zip(rows, *places, strict=True) if group in _LABELLED else ():
+        name = row.name.removesuffix(" of the steps")
+        near = {"xytext": (4, 3), "textcoords": "offset points", "clip_on": True}
+        axes.annotate(name, place, fontsize=7, **near)
 
 
 def grid(columns: dict[str, Tensor], prompts: Sequence[str], file: Path) -> None:

@@ -5,14 +5,12 @@ Several processes (`accelerate launch`, `torchrun`) share the batches; each writ
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from accelerate import PartialState
@@ -20,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import toma_fx
-from benchmarks.quality.contestants import Contestant
-from benchmarks.quality.painters import Cast, Painter
-from toma_fx import TomaConfig, guard
+from benchmarks.quality.contestant import Contestant
+from benchmarks.quality.forms import config_of, form
+from benchmarks.quality.painters import Painter
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,32 @@ class Job:
     backend: str = "inductor"
 
 
-def produce(painter: Painter, one: Contestant, job: Job, folder: Path) -> Path:
+def produce(painter: Painter, one: Contestant, job: Job, folder: Path, model: Any = None) -> Path:
     """Paint what is missing of a contestant; returns its folder.
+
+    Args:
+        painter: of the model.
+        one: a contestant; its cache is settled where `model` is not given.
+        job: what to paint.
+        folder: of the model and number of steps.
+        model: the contestant's form of the denoiser, where it is open already.
 
     Raises:
         ValueError: the folder holds pictures of other options, steps or prompts.
     """
     place = folder / slug(one.name)
+    claim(place, one, job)
     state = PartialState()
-    if state.is_main_process:
-        _claim(place, one, job)
-    state.wait_for_everyone()
     starts = range(0, len(job.prompts), job.batch)
     missing = [start for start in starts if not _file(place, start).exists()]
     mine = missing[state.process_index :: state.num_processes]
     if mine:
-        with denoiser(painter, one, job.backend) as model:
+        given = nullcontext(model)
+        with given if model is not None else form(painter, one, job.steps, job.backend) as run:
             for start in mine:
-                pictures = paint(painter, one, job, start, model)
+                pictures = paint(painter, one, job, start, run)
                 _write(pictures, _file(place, start))
-            _note(place, one)
+        note(place, **_merged(one))
     state.wait_for_everyone()
     return place
 
@@ -76,24 +80,6 @@ def paint(painter: Painter, one: Contestant, job: Job, start: int, model: Any) -
     return painter.paint(prompts, seeds, one.count(job.steps), model)
 
 
-@contextmanager
-def denoiser(painter: Painter, one: Contestant, backend: str) -> Iterator[Any]:
-    """The contestant's form of the painter's denoiser."""
-    torch._dynamo.reset()
-    model = painter.denoiser
-    if one.dtype is not None:
-        dtype = getattr(torch, one.dtype)
-        inner = model.model if isinstance(model, Cast) else model
-        model = Cast(copy.deepcopy(inner).to(dtype), dtype)
-    if one.options is None:
-        yield model if backend == "eager" else torch.compile(model, backend=backend)
-        return
-    options = {**one.options, "inner_backend": backend}
-    unguarded = mock.patch("toma_fx.passes.rewrite.clock.decide", _keep_for_ever)
-    with torch.no_grad(), _nothing() if one.guarded else unguarded:
-        yield torch.compile(model, backend="toma", options=options)
-
-
 def read(place: Path, pairs: int, batch: int) -> Tensor:
     """`[pairs, 3, height, width]` in [0, 1]."""
     files = [_file(place, start) for start in range(0, pairs, batch)]
@@ -102,7 +88,8 @@ def read(place: Path, pairs: int, batch: int) -> Tensor:
 
 def noted(place: Path) -> dict[str, Any]:
     """What was noted beside the pictures: options, and what was merged."""
-    return json.loads((place / "about.json").read_text())
+    found: dict[str, Any] = json.loads(_about(place).read_text())
+    return found
 
 
 def slug(name: str) -> str:
@@ -110,30 +97,39 @@ def slug(name: str) -> str:
     return "".join(char if char.isalnum() or char == "." else "-" for char in name)
 
 
-def _claim(place: Path, one: Contestant, job: Job) -> None:
+def claim(place: Path, one: Contestant, job: Job) -> None:
     """Pictures of another question are never taken for an answer to this one."""
-    options = None if one.options is None else asdict(TomaConfig(**one.options))
-    about_one = {**asdict(one), "options": options, "main": None}
-    asked = json.loads(json.dumps({"contestant": about_one, "steps": job.steps}))
-    about = place / "about.json"
-    if about.exists():
-        if noted(place)["asked"] != asked:
+    state = PartialState()
+    if state.is_main_process:
+        options = None if one.options is None else asdict(config_of(one.options))
+        asked = {**asdict(one), "options": options}
+        for irrelevant in ("main", "most", "group"):
+            del asked[irrelevant]
+        whole = {"contestant": asked, "steps": job.steps, "batch": job.batch}
+        about = json.loads(json.dumps(whole))
+        if not _about(place).exists():
+            place.mkdir(parents=True, exist_ok=True)
+            _about(place).write_text(json.dumps({"asked": about}))
+        elif noted(place)["asked"] != about:
             raise ValueError(f"{place} holds pictures of other options: choose another --work")
-        return
-    place.mkdir(parents=True, exist_ok=True)
-    about.write_text(json.dumps({"asked": asked}))
+    state.wait_for_everyone()
 
 
-def _note(place: Path, one: Contestant) -> None:
+def note(place: Path, **more: Any) -> None:
+    """Add to what is noted beside the pictures; the first process writes."""
+    if PartialState().is_main_process:
+        _about(place).write_text(json.dumps({**noted(place), **more}))
+
+
+def _merged(one: Contestant) -> dict[str, int]:
     if one.options is None:
-        return
+        return {}
     report = toma_fx.last_report()
-    more = {
+    return {
         "merged": len(report.merged),
         "regions": len(report.regions),
-        "flops_saved": report.flops_before - report.flops_after,
+        "flops_saved": report.flops_before - report.flops_after,  # of a call, as predicted
     }
-    (place / "about.json").write_text(json.dumps({**noted(place), **more}))
 
 
 def _write(pictures: Tensor, file: Path) -> None:
@@ -142,17 +138,9 @@ def _write(pictures: Tensor, file: Path) -> None:
     new.replace(file)
 
 
+def _about(place: Path) -> Path:
+    return place / "about.json"
+
+
 def _file(place: Path, start: int) -> Path:
     return place / f"{start:05d}.safetensors"
-
-
-def _keep_for_ever(memory: Tensor, tally: Tensor, *seen: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`guard.decide` without its judgement: plan once, reuse for ever."""
-    _, memory, after = guard.decide(memory, tally, *seen)
-    phase = torch.where(tally[guard.FRESH] == guard.COLD, guard.SELECT, guard.REUSE)
-    return phase.to(torch.int32), memory, after
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks import batches, data
 from benchmarks.quality import networks
+from benchmarks.quality.contestants import SELECTIONS
 from benchmarks.quality.networks import MissingNetworkError
 from benchmarks.quality.painters import EmojiPainter, Painter, PipelinePainter
 from benchmarks.quality.produce import Job
@@ -33,12 +34,12 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="of an emoji generator; default: those of the project")
     add("--pairs", type=int, default=256)
     add("--ablation-pairs", type=int, default=256, help="for all but the main rows")
-    add("--steps", type=int, default=12)
-    add("--batch", type=int, default=16, help="divides the numbers of pairs: sizes are static")
+    add("--steps", type=int, nargs="+", default=[28, 12, 4], help="a table for each")
+    add("--batch", type=int, default=4, help="divides the numbers of pairs: sizes are static")
     add("--backend", default="inductor", help="of both models; eager compiles nothing")
     add("--rounds", type=int, default=3, help="for times; 0 takes no new ones")
-    add("--timed", type=int, default=4, help="pictures of a timed generation")
-    add("--only", nargs="+", default=["*"], help="patterns over names of contestants")
+    add("--rows", default="all", choices=SELECTIONS, help="acceptance: of a short session")
+    add("--only", nargs="+", help="patterns over names of contestants, in place of --rows")
     add("--prompts", default="", help="text file, a prompt a line; imagenet: class names of timm")
     add("--real", type=Path, help="folder of real pictures, for KID and FID")
     for name in ("dino", "clip", "inception"):
@@ -61,16 +62,24 @@ def painter_of(given: argparse.Namespace, device: torch.device) -> Painter:
     return PipelinePainter(Path(given.model), device, given.guidance, dtype)
 
 
-def job_of(given: argparse.Namespace) -> Job:
+def patterns(given: argparse.Namespace) -> Sequence[str]:
+    """Over names of contestants."""
+    return given.only or SELECTIONS[given.rows]
+
+
+def job_of(given: argparse.Namespace, steps: int) -> Job:
     """Pair `i` has prompt `i`, again from the first when they end, and seed `i`."""
+    return Job(prompts_of(given), list(range(given.pairs)), steps, given.batch, given.backend)
+
+
+def prompts_of(given: argparse.Namespace) -> list[str]:
+    """One a pair."""
     prompts = _prompts(given)
-    rows = range(given.pairs)
-    chosen = [prompts[row % len(prompts)] for row in rows]
-    return Job(chosen, list(rows), given.steps, given.batch, given.backend)
+    return [prompts[row % len(prompts)] for row in range(given.pairs)]
 
 
 def judge_of(
-    given: argparse.Namespace, job: Job, device: torch.device
+    given: argparse.Namespace, prompts: Sequence[str], device: torch.device
 ) -> tuple[Judge, dict[str, str]]:
     """The networks that are there; of the others, why not."""
     missing: dict[str, str] = {}
@@ -86,12 +95,15 @@ def judge_of(
     read = {SSCD: found(networks.sscd), LITE: lite}
     if given.dino:
         read[DINO] = networks.dino(given.dino, device)
+    real = _real(given, prompts)
+    if real is None:
+        missing["real pictures"] = "KID and FID are to the plain model's pictures"
     return Judge(
         features={name: network for name, network in read.items() if network is not None},
         efficientnet=lite,
         inception=networks.inception(given.inception, device) if given.inception else None,
         clip=networks.clip(given.clip, device) if given.clip else None,
-        data=_real(given, job),
+        data=real,
     ), missing
 
 
@@ -122,7 +134,7 @@ def imagenet_names() -> list[str]:
     return [f"a photo of a {names[synset].split(',')[0].strip()}" for synset in order]
 
 
-def _real(given: argparse.Namespace, job: Job) -> Tensor | None:
+def _real(given: argparse.Namespace, prompts: Sequence[str]) -> Tensor | None:
     """Real pictures: of the folder that was given, or the emoji as they were trained on."""
     if given.real:
         files: Sequence[Path] = sorted(p for p in given.real.iterdir() if p.suffix != ".txt")
@@ -130,7 +142,7 @@ def _real(given: argparse.Namespace, job: Job) -> Tensor | None:
     if given.model not in NAMES or given.prompts:
         return None
     emoji = data.load(given.size, pixels_of(given))
-    rows = [emoji.captions.index(prompt) for prompt in job.prompts]
+    rows = [emoji.captions.index(prompt) for prompt in prompts]
     chance = torch.Generator().manual_seed(0)
     return batches.place(emoji.pictures[rows].float() / 255, chance) / 2 + 0.5
 

@@ -35,5 +35,10 @@ def painter(flux: Path) -> EmojiPainter:
 
 
 @pytest.fixture
+def unet(tmp_path: Path) -> EmojiPainter:
+    return EmojiPainter("emoji-sdxl", SIZE, torch.device("cpu"), weights("emoji-sdxl", tmp_path))
+
+
+@pytest.fixture
 def job() -> Job:
     return Job(CAPTIONS, range(4), steps=2, batch=2, backend="eager")

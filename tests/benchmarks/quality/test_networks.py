@@ -63,7 +63,9 @@ def test_layers_are_the_last_of_every_scale(pictures: torch.Tensor) -> None:
     read = networks.EfficientNet(Lite())
     sizes = [tuple(layer.shape[1:]) for layer in read.layers(pictures)]
     assert sizes == [(4, 112, 112), (4, 56, 56)]
-    assert read(pictures).shape == (2, 4)
+    assert read(pictures).shape == (2, 8)
+    theirs = read.model.extract_features(read._seen(pictures)).mean((2, 3))
+    torch.testing.assert_close(read(pictures), theirs)
 
 
 class Inception(nn.Module):
@@ -81,12 +83,13 @@ class Lite(nn.Module):
         self._conv_stem, self._bn0 = nn.Conv2d(3, 4, 3, 2, 1), nn.Identity()
         self._blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, stride, 1) for stride in (1, 2, 1))
         self._swish = nn.ReLU6()
+        self._conv_head, self._bn1 = nn.Conv2d(4, 8, 1), nn.Identity()
 
     def extract_features(self, pictures: torch.Tensor) -> torch.Tensor:
         hidden = self._swish(self._bn0(self._conv_stem(pictures)))
         for block in self._blocks:
             hidden = block(hidden)
-        return hidden
+        return self._swish(self._bn1(self._conv_head(hidden)))
 
 
 def clip(folder: Path) -> None:

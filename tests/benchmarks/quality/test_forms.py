@@ -1,0 +1,143 @@
+"""Every form of a denoiser draws what it should, beside others and again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.quality.contestant import Cache, Contestant
+from benchmarks.quality.forms import config_of, form, hosted
+from benchmarks.quality.painters import EmojiPainter
+from tests.benchmarks.generators import CAPTIONS
+
+STEPS = 4
+MERGE = {"ratio": 0.5, "min_tokens": 16, "window": 4, "regions": "all"}
+
+
+def paint(painter: EmojiPainter, model: Any, seed: int = 0) -> torch.Tensor:
+    return painter.paint(CAPTIONS[:2], [seed, seed + 1], STEPS, model)
+
+
+def merged(**more: Any) -> Contestant:
+    return Contestant("merged", "x", {**MERGE, **more})
+
+
+def cached(kind: str, **options: Any) -> Contestant:
+    return Contestant(kind, "cache", cache=Cache(kind, options))
+
+
+def test_forms_stand_beside_one_another(painter: EmojiPainter) -> None:
+    plain, one = Contestant("plain", "anchor"), merged()
+    with form(painter, one, STEPS, "eager") as alone:
+        expected = paint(painter, alone)
+    before = vars(painter.denoiser).keys()
+    with (
+        form(painter, plain, STEPS, "aot_eager") as first,
+        form(painter, one, STEPS, "eager") as second,
+    ):
+        reference = paint(painter, None)
+        torch.testing.assert_close(paint(painter, first), reference)
+        assert torch.equal(paint(painter, second), expected)
+        torch.testing.assert_close(paint(painter, first), reference)
+    assert vars(painter.denoiser).keys() == before
+    assert torch.equal(paint(painter, None), reference)
+    assert not torch.equal(expected, reference)
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_forms_than_dynamo_recompiles(painter: EmojiPainter) -> None:
+    """Past Dynamo's limit one of a class would run as it is: nothing would be merged."""
+    reference = paint(painter, None)
+    for _ in range(3):
+        with form(painter, merged(), STEPS, "eager") as model:
+            assert not torch.equal(paint(painter, model), reference)
+
+
+def test_what_needs_the_step_runs_behind_the_door(painter: EmojiPainter) -> None:
+    late = merged(merge_steps=(0.5, 1.0))
+    assert hosted(late.options or {})
+    assert not hosted(MERGE)
+    assert config_of(late.options or {}).merge_steps == (0.5, 1.0)
+    seen: list[torch.Tensor] = []
+    with form(painter, late, STEPS, "eager") as model:
+
+        def watched(**inputs: Any) -> Any:
+            found = model(**inputs)
+            seen.append((found[0] - painter.denoiser(**inputs)[0]).abs().max())
+            return found
+
+        found = paint(painter, watched)
+        assert torch.equal(paint(painter, model), found)  # generations are told apart
+    assert [float(change) < 1e-5 for change in seen] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [
+        ("painter", cached("taylorseer", cache_interval=1, disable_cache_before_step=1)),
+        ("unet", cached("taylorseer", cache_interval=1, disable_cache_before_step=1)),
+        ("painter", cached("first block", threshold=0.0)),
+        ("painter", cached("magcache", threshold=0.0, mag_ratios=[1.1] * STEPS)),
+        ("unet", cached("deepcache", every=1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_cache_that_computes_every_step_changes_nothing(
+    name: str, one: Contestant, request: pytest.FixtureRequest
+) -> None:
+    painter = request.getfixturevalue(name)
+    with form(painter, one, STEPS, "eager") as model:
+        torch.testing.assert_close(paint(painter, model), paint(painter, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [
+        ("painter", cached("taylorseer", cache_interval=2, disable_cache_before_step=1)),
+        ("unet", cached("taylorseer", cache_interval=2, disable_cache_before_step=1)),
+        ("painter", cached("taylorseer lite", cache_interval=2, disable_cache_before_step=1)),
+        ("painter", cached("first block", threshold=0.5)),
+        ("painter", cached("magcache", threshold=0.5, mag_ratios=[1.0] * STEPS)),
+        ("painter", cached("fastercache", spatial_attention_block_skip_range=2)),
+        ("unet", cached("deepcache", every=2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_cache_begins_anew_with_each_picture(
+    name: str, one: Contestant, request: pytest.FixtureRequest
+) -> None:
+    painter = request.getfixturevalue(name)
+    reference = paint(painter, None)
+    with form(painter, one, STEPS, "eager") as model:
+        found = paint(painter, model)
+        paint(painter, model, seed=7)
+        assert torch.equal(paint(painter, model), found)
+    assert not torch.equal(found, reference)
+    assert torch.equal(paint(painter, None), reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [
+        ("painter", cached("first block", threshold=0.5)),
+        ("unet", cached("deepcache", every=2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_a_cache_is_compiled_in_parts(
+    name: str, one: Contestant, request: pytest.FixtureRequest
+) -> None:
+    painter = request.getfixturevalue(name)
+    graphs: list[Any] = []
+
+    def counting(graph_module: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph_module)
+        return graph_module
+
+    with form(painter, one, STEPS, counting) as model:
+        compiled = paint(painter, model)
+    with form(painter, one, STEPS, "eager") as model:
+        torch.testing.assert_close(compiled, paint(painter, model))
+    assert len(graphs) == {"first block": 6, "deepcache": 2}[one.name]
