@@ -15,7 +15,7 @@ ORDERS = ("tile", "stripe", "hilbert", "global")
 SHARES = ("run", "block", "region")
 SCOPES = ("region", "block", "span")
 UNMERGES = ("transpose", "pinv")
-GUARDS = ("timestep", "conditioning")
+GUARDS = ("timestep", "conditioning", "turns")
 METHODS = ("toma", "tomesd", "tofu", "todo")
 TODO_RATIOS = {1 - 1 / cell: f"1 - 1/{cell}" for cell in (2, 4, 9, 16)}
 
@@ -73,12 +73,19 @@ class TomaConfig:
         cfg_pairs: True if the batch is two halves of one guidance batch, which then share one
             selection (their gains are added); None or False selects for every item alone.
         timestep_input: name of the model's timestep argument, where the graph does not show it.
-        guard: what tells one generation from the next. `("timestep",)`: a timestep that rises,
-            or stays while the latents change. `"conditioning"` beside it also tells apart
-            generations that take turns on one compiled model, and costs a selection whenever
-            the conditioning changes (with sequential guidance: at every call) or a timestep
-            comes back with other latents. Generations of one prompt that interleave out of
-            step look like one generation: keep those apart with `toma_fx.stream`.
+        guard: what tells one generation from another. `"timestep"`, always: one that rises, or
+            stays while the latents change, begins a picture; second stages of a step (Heun, PNDM)
+            do not. `"conditioning"`: what was made under one prompt is used under no other, and
+            a prompt that no slot knows selects anew; without it prompts may change from step to
+            step and keep their plan, and a picture may begin on the plan of another. `"turns"`:
+            generations of one prompt and other seeds may take turns step by step; costs a
+            selection at the second step of a picture behind one that had a single step.
+            Generations of one prompt that interleave out of step look like one generation: keep
+            those apart with `toma_fx.stream`.
+        slots: how many conditionings keep a plan at a time; sequential guidance needs two, and
+            two for each picture that takes turns with others. Where they run out the one that was
+            used longest ago is given up. A larger value costs the memory of one set of plans each;
+            with more than one, every plan is copied once a step.
         method: what merges: `"toma"`; or what it is compared with, as published, but compiled:
             `"tomesd"` (bipartite matching on 2×2 cells, averages, copies; ratio at most 0.75),
             `"tofu"` (the same matching; early blocks drop tokens, later ones keep the norm),
@@ -110,7 +117,8 @@ class TomaConfig:
     grid: tuple[int, ...] | str | None = None
     cfg_pairs: bool | None = None
     timestep_input: str | None = None
-    guard: tuple[str, ...] = ("timestep",)
+    guard: tuple[str, ...] = ("timestep", "conditioning")
+    slots: int = 2
     device: str | None = None
     autotune: bool = False
     method: str = "toma"
@@ -120,7 +128,7 @@ class TomaConfig:
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         _number("ratio", self.ratio, low=0.0, high=1.0)
         _number("temperature", self.temperature, low=0.0, open_low=True)
-        for name in ("window", "select_every", "weigh_every", "min_tokens", "span"):
+        for name in ("window", "select_every", "weigh_every", "min_tokens", "span", "slots"):
             _count(name, getattr(self, name))
         _count("skip_blocks", self.skip_blocks, least=0)
         _choice("method", self.method, METHODS)

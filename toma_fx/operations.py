@@ -9,6 +9,9 @@ A plan of `W` windows of `n` slots with `d` destinations each, for `B` items:
 - `destinations` `[B, W, d]` int64: slots within the window, sorted;
 - `merging` `[B·W, d, n]`: rows are weighted means;
 - `unmerging` `[B·W, n, d]`: what brings merged tokens back to full length.
+
+Buffers may hold several plans, for several conditionings: `[S, …]` each, of which the operation
+reads and writes the one that `slot` names.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ REUSE, WEIGH, SELECT = 0, 1, 2
 _library = torch.library.Library("toma_fx", "DEF")
 _library.define(
     "plan_(Tensor hidden, Tensor? order, Tensor phase, Tensor(a!) destinations, "
-    "Tensor(b!) merging, Tensor(c!) unmerging, float temperature, str unmerge, bool pairs) -> ()"
+    "Tensor(b!) merging, Tensor(c!) unmerging, float temperature, str unmerge, bool pairs, "
+    "Tensor? slot=None) -> ()"
 )
 
 
@@ -74,10 +78,14 @@ def _plan(
     temperature: float,
     unmerge: str,
     pairs: bool,
+    slot: Tensor | None = None,
 ) -> None:
     due = int(phase)
     if due == REUSE:
         return
+    if slot is not None:
+        place = int(slot)
+        destinations, merging, unmerging = destinations[place], merging[place], unmerging[place]
     batch, windows, count = destinations.shape
     size = merging.shape[-1]
     similarities = reference.similarity(windowed(hidden, order, size))

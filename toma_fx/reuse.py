@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toma_fx import guard
+from toma_fx.passes.methods.slots import SlotBuffer
 
 DEFAULT_STREAM = "default"
 
@@ -64,7 +65,7 @@ class PlanState:
         self.tally = buffers.get("toma_guard_tally")
         self.groups = sum(name.endswith("_merging") for name in buffers)
         self._state = [buffers[name] for name in buffers if _is_state(name)]
-        if self.tally is not None:  # freshness and step belong to a stream, statistics to all
+        if self.tally is not None:  # freshness belongs to a stream, statistics to all
             self._state.append(self.tally[: guard.STEPS])
         self._places = [i for i, v in enumerate(example_inputs) if isinstance(v, nn.Parameter)]
         self._constants = list(gm.parameters())
@@ -180,5 +181,4 @@ def _of(model: nn.Module) -> list[PlanState]:
 
 
 def _is_state(name: str) -> bool:
-    plan = name.startswith("toma_plan_") and name.endswith(("destinations", "merging"))
-    return plan or name == "toma_guard_memory"
+    return name.startswith((*SlotBuffer.PREFIXES, "toma_guard_memory", "toma_guard_slots"))

@@ -62,7 +62,10 @@ def _plain(painter: Painter, dtype: str | None, backend: str) -> nn.Module:
 @contextmanager
 def _merged(painter: Painter, one: Contestant, backend: str) -> Iterator[nn.Module]:
     model = twin(painter.denoiser)
-    compile_in_place(model, "toma", options={**(one.options or {}), "inner_backend": backend})
+    options = {**(one.options or {}), "inner_backend": backend}
+    if not one.guarded:
+        options["guard"] = ("timestep",)  # one plan, whatever the prompt
+    compile_in_place(model, "toma", options=options)
     unguarded = mock.patch("toma_fx.passes.rewrite.clock.decide", _keep_for_ever)
     with torch.no_grad(), nullcontext() if one.guarded else unguarded:
         yield model
@@ -89,8 +92,8 @@ class _Beside:
         return getattr(self._pipeline, name)
 
 
-def _keep_for_ever(memory: Tensor, tally: Tensor, *seen: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _keep_for_ever(memory: Tensor, slots: Tensor, tally: Tensor, *seen: Any) -> tuple[Tensor, ...]:
     """`guard.decide` without its judgement: plan once, reuse for ever."""
-    _, memory, after = guard.decide(memory, tally, *seen)
+    _, *rest = guard.decide(memory, slots, tally, *seen)
     phase = torch.where(tally[guard.FRESH] == guard.COLD, guard.SELECT, guard.REUSE)
-    return phase.to(torch.int32), memory, after
+    return phase.to(torch.int32), *rest

@@ -31,7 +31,7 @@ using torch::inductor::AOTIModelPackageLoader;
 
 // Entries of the guard's tally, as in toma_fx/guard.py. Writing 2 to its first entry forgets the
 // plans: the next picture then selects anew, whatever its timestep.
-constexpr int64_t kSelections = 4, kWeighings = 5, kReuses = 6;
+constexpr int64_t kSelections = 2, kWeighings = 3, kReuses = 4;
 
 std::vector<at::Tensor> read_tensors(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

@@ -78,6 +78,10 @@ class Inputs:
         """Whether no other input of the call is in a node's past."""
         return self._mask[node] == self._mask[placeholder]
 
+    def is_activation(self, node: object) -> bool:
+        """Whether a node is, or comes from, the result of a linear, a convolution or a norm."""
+        return node in self._learned
+
     def constant(self, node: fx.Node) -> bool:
         """Whether a node depends on parameters and constants alone."""
         return self._mask[node] == 0 and node not in self._learned

@@ -16,6 +16,7 @@ from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
 from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.order_nodes import OrderNodes
+from toma_fx.passes.methods.slots import Moment
 from toma_fx.windows import Windows
 
 
@@ -38,17 +39,17 @@ class Plan(ABC):
         self._rows: fx.Node | None = None
         self._indexes: dict[tuple[int, int], fx.Node] = {}
 
-    def prepare(self, hidden: fx.Node, start: int, phase: fx.Node | None, ordered: bool) -> None:
+    def prepare(self, hidden: fx.Node, start: int, moment: Moment | None, ordered: bool) -> None:
         """Emit the plan from hidden states `[B, L, C]` whose picture begins at `start`.
 
         Args:
-            phase: what is due; None for methods that plan at every call.
+            moment: what is due; None for methods that plan at every call.
             ordered: the tokens stand in window order already.
         """
         if self.windows.tokens != hidden.meta["val"].shape[1]:
             stop = start + self.windows.tokens
             hidden = self._emit.call(aten.slice.Tensor, (hidden, 1, start, stop))
-        self._make(hidden, phase, ordered)
+        self._make(hidden, moment, ordered)
 
     def index(self, start: int, length: int, total: int) -> fx.Node:
         """`[B, L']` row index of tables over all tokens, the picture's at their destinations."""
@@ -69,7 +70,7 @@ class Plan(ABC):
         """`[B, L − N + D, C]` back to `[B, L, C]`."""
 
     @abstractmethod
-    def _make(self, hidden: fx.Node, phase: fx.Node | None, ordered: bool) -> None:
+    def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         """Emit the plan of a picture `[B, N, C]`."""
 
     @abstractmethod

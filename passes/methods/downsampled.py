@@ -19,6 +19,7 @@ from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.attentions import is_attention
 from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan
+from toma_fx.passes.methods.slots import Moment
 from toma_fx.windows import Windows, cut
 
 
@@ -33,7 +34,7 @@ class SampledPlan(Plan):
     def unmerge(self, merged: fx.Node, start: int, ordered: bool, like: fx.Node) -> fx.Node:
         raise AssertionError("keys and values end in the attention")
 
-    def _make(self, hidden: fx.Node, phase: fx.Node | None, ordered: bool) -> None:
+    def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         device = hidden.meta["val"].device
         size = self.windows.size
         slots = [window * size for window in range(self.windows.count)]

@@ -20,6 +20,7 @@ from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.nodes import aten, shape
 from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan, all_readers
+from toma_fx.passes.methods.slots import Moment
 from toma_fx.windows import Windows, cut
 
 CELL = 4
@@ -45,7 +46,7 @@ class MatchedPlan(Plan):
     def _merged_by(self, region: Region) -> object:
         return matching.average
 
-    def _make(self, hidden: fx.Node, phase: fx.Node | None, ordered: bool) -> None:
+    def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         heads, others = self._cells(hidden.meta["val"].device)
         removed = self.windows.tokens - self.windows.merged
         self._sources, self._into, single = self._emit.inline(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, fx
 
@@ -12,13 +14,14 @@ from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.nodes import shape
 from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan, all_readers
+from toma_fx.passes.methods.slots import Moment, SlotBuffer
 from toma_fx.windows import Windows, cut
 
 _ON_CHIP = 8.0  # how much faster than elementwise kernels from memory a cached loop runs
 
 
 class WindowPlan(Plan):
-    """Buffers for one plan, the operation that fills them, and products by them.
+    """Buffers for one plan a slot, the operation that fills them, and products by them.
 
     Attributes:
         merging: node of `[B·W, d, n]`.
@@ -40,44 +43,42 @@ class WindowPlan(Plan):
         full: fx.Node = self._emit.inline(unmerge_tokens, *arguments, like=like)
         return full
 
-    def _make(self, hidden: fx.Node, phase: fx.Node | None, ordered: bool) -> None:
-        self._buffers(hidden.meta["val"])
+    def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
+        assert moment is not None
+        picks, merging, unmerging = self._buffers(hidden.meta["val"], moment)
         arguments = (
             hidden,
             None if ordered else self._order.order,
-            phase,
-            self._destinations,
-            self.merging,
-            self.unmerging,
+            moment.phase,
+            picks.node,
+            merging.node,
+            unmerging.node,
             self._config.temperature,
             self._config.unmerge,
             bool(self._config.cfg_pairs),
+            moment.slot,
         )
         self._emit.call(torch.ops.toma_fx.plan_.default, arguments)
+        self._picks = picks
+        self.merging, self.unmerging = merging.read(), unmerging.read()
 
     def _destination_rows(self) -> fx.Node:
         rows: fx.Node = self._emit.inline(
-            destination_rows, self._destinations, self._order.order, self.windows.size
+            destination_rows, self._picks.read(), self._order.order, self.windows.size
         )
         return rows
 
-    def _buffers(self, hidden: Tensor) -> None:
-        windows, batch, device = self.windows, int(hidden.shape[0]), hidden.device
+    def _buffers(self, hidden: Tensor, moment: Moment) -> Iterator[SlotBuffer]:
+        """Destinations, merging and unmerging matrices."""
+        windows, batch = self.windows, int(hidden.shape[0])
         count, n, d = windows.count, windows.size, windows.destinations
-        name = f"toma_plan_{self._group.index}"
-
-        def zeros(*sizes: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(sizes, dtype=dtype, device=device)
-
-        self._destinations = self._emit.buffer(
-            f"{name}_destinations", lambda: zeros(batch, count, d, dtype=torch.int64)
-        )
-        self.merging = self._emit.buffer(
-            f"{name}_merging", lambda: zeros(batch * count, d, n, dtype=hidden.dtype)
-        )
-        self.unmerging = self._emit.buffer(
-            f"{name}_unmerging", lambda: zeros(batch * count, n, d, dtype=hidden.dtype)
-        )
+        for name, sizes, dtype in (
+            ("destinations", (batch, count, d), torch.int64),
+            ("merging", (batch * count, d, n), hidden.dtype),
+            ("unmerging", (batch * count, n, d), hidden.dtype),
+        ):
+            name = f"toma_plan_{self._group.index}_{name}"
+            yield SlotBuffer(self._emit, name, moment, sizes, dtype, hidden.device)
 
 
 def merging(region: Region, windows: Windows) -> list[Work]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,13 +10,21 @@ import torch
 from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
-from toma_fx.guard import COLD, FRESH, TALLY_SIZE, count_selection, decide, fingerprint
+from toma_fx.guard import (
+    SLOT_SIZE,
+    cold_tally,
+    count_selection,
+    decide,
+    fingerprint,
+    samples,
+)
 from toma_fx.operations import SELECT
 from toma_fx.passes.find.region import Group
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import LINEARS, aten, shape
 from toma_fx.passes.layouts.analysis import Analysis
+from toma_fx.passes.methods.slots import Moment
 
 _WAVES = (aten.sin.default, aten.cos.default)
 
@@ -28,27 +35,41 @@ class GuardInputs:
 
     Attributes:
         timestep: None where the graph shows none; every call then selects anew.
-        latents: what a repeated timestep is compared by.
+        latents: what a repeated timestep is compared by: whatever is another at each step.
         conditioning: the other inputs that carry features.
+        tables: inputs that carry none, masks and positions: conditioning as well.
         note: why there is no timestep.
     """
 
     timestep: fx.Node | None
     latents: tuple[fx.Node, ...] = ()
     conditioning: tuple[fx.Node, ...] = ()
+    tables: tuple[fx.Node, ...] = ()
     note: str = ""
 
 
 def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
-    """The timestep is the input that feeds a sinusoidal embedding, by name where several do."""
+    """The timestep is the input that feeds a sinusoidal embedding, by name where several do.
+
+    Conditioning stays the same from the first step of a picture to its last. What does not is told
+    by the graph: pictures, residuals of a control network that are added to the stream as they are,
+    a second time. A control network's own picture is among the latents, which costs nothing.
+    """
     inputs = analysis.inputs
     varying = [p for p in analysis.graph.find_nodes(op="placeholder") if inputs.varying(p)]
     timestep, note = _timestep(varying, inputs, config.timestep_input)
     origins = {r.origin.node for group in groups for r in group.regions if r.origin is not None}
-    features = [p for p in varying if inputs.is_feature(p) and p is not timestep]
-    latents = tuple(p for p in features if p in origins or len(shape(p)) >= 4)
-    conditioning = tuple(p for p in features if p not in latents)
-    return GuardInputs(timestep, latents, conditioning, note)
+    others = [p for p in varying if p is not timestep and isinstance(p.meta.get("val"), Tensor)]
+    features = [p for p in others if inputs.is_feature(p)]
+    moving = {p for p in features if p in origins or len(shape(p)) >= 4}
+    moving |= {p for p in others if _is_time(p, inputs) or _joins_stream(p, inputs)}
+    return GuardInputs(
+        timestep,
+        latents=tuple(p for p in others if p in moving),
+        conditioning=tuple(p for p in features if p not in moving),
+        tables=tuple(p for p in others if p not in moving and p not in features),
+        note=note,
+    )
 
 
 def input_name(placeholder: fx.Node) -> str:
@@ -75,7 +96,7 @@ def _timestep(
     clocks = [p for p in varying if _is_clock(p, inputs) and "guidance" not in input_name(p)]
     found = clocks
     if len(clocks) > 1:
-        found = [p for p in clocks if "time" in input_name(p) or input_name(p) == "t"]
+        found = [p for p in clocks if _named_time(p)]
     if len(found) == 1:
         return found[0], ""
     note = "no single timestep input in the graph: every call selects anew"
@@ -104,8 +125,34 @@ def _is_clock(placeholder: fx.Node, inputs: Inputs) -> bool:
     return False
 
 
+def _named_time(placeholder: fx.Node) -> bool:
+    return "time" in input_name(placeholder) or input_name(placeholder) == "t"
+
+
+def _is_time(placeholder: fx.Node, inputs: Inputs) -> bool:
+    """A second time beside the timestep, as models have that look from one to another."""
+    return _named_time(placeholder) and _is_clock(placeholder, inputs)
+
+
+def _joins_stream(placeholder: fx.Node, inputs: Inputs) -> bool:
+    """Whether tokens `[B, L, C]` are added to activations before anything learned reads them."""
+    if len(shape(placeholder)) < 3:
+        return False
+    stack, seen = [placeholder], {placeholder}
+    while stack:
+        for user in stack.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            if user.target is aten.add.Tensor and any(map(inputs.is_activation, user.args[:2])):
+                return True
+            if inputs.depends_only_on(user, placeholder) and not inputs.is_activation(user):
+                stack.append(user)
+    return False
+
+
 class Clock:
-    """Emits the phase: decided by the guard, or always `SELECT` without a timestep."""
+    """Emits the moment: decided by the guard, or a first call each time without a timestep."""
 
     def __init__(self, found: GuardInputs, groups: list[Group], config: TomaConfig) -> None:
         self._found = found
@@ -115,48 +162,65 @@ class Clock:
         first = groups[0].regions[0].entry if groups else None
         self._device = first.meta["val"].device if first is not None else torch.device("cpu")
 
-    def emit(self, emit: Emitter, copies: dict[fx.Node, fx.Node]) -> fx.Node:
-        """The node of the phase, an int32 scalar on the device of the plans."""
+    def emit(self, emit: Emitter, copies: dict[fx.Node, fx.Node]) -> Moment:
+        """The nodes that say what is due, on the device of the plans."""
         if self._found.timestep is None:
-            tally = self._tally(emit)
-            emit.call(aten.copy_.default, (tally, emit.inline(count_selection, tally)))
-            return emit.buffer(
-                "toma_phase", lambda: torch.tensor(SELECT, dtype=torch.int32, device=self._device)
-            )
-        conditioning = self._found.conditioning if "conditioning" in self._config.guard else ()
-        latents = self._print(emit, self._found.latents, copies)
-        extra = self._print(emit, conditioning, copies) if conditioning else None
-        grid = (
-            emit.inline(_flat, *(copies[p] for p in self._positions)) if self._positions else None
+            return self._always(emit)
+
+        def here(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+            return [self._here(emit, copies[node]) for node in nodes]
+
+        latents, conditioning = here(self._found.latents), here(self._conditioning)
+        parts = [
+            *here((self._found.timestep,)),
+            emit.inline(_samples_of, self._device, *latents),
+            emit.inline(_fingerprint_of, self._device, *latents),
+            emit.inline(_fingerprint_of, self._device, *conditioning),
+            emit.inline(_fingerprint_of, self._device, *here(self._positions)),
+        ]
+        size, slots = sum(part.meta["val"].numel() for part in parts), self.slots
+        state = (
+            emit.buffer("toma_guard_memory", lambda: self._zeros(slots, size)),
+            emit.buffer("toma_guard_slots", lambda: self._zeros(slots, SLOT_SIZE).long()),
+            self._tally(emit),
         )
-        times = math.prod(shape(self._found.timestep))
-        size = times + sum(shape(part)[0] for part in (latents, extra, grid) if part is not None)
-        memory = emit.buffer("toma_guard_memory", lambda: torch.zeros(size, device=self._device))
+        config = self._config
+        schedule = (config.select_every, config.weigh_every, "turns" in config.guard)
+        phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *schedule)
+        for buffer, value in zip(state, after, strict=True):
+            emit.call(aten.copy_.default, (buffer, value))
+        return Moment(phase, step, fresh, slot if slots > 1 else None, slots)
+
+    @property
+    def slots(self) -> int:
+        """How many conditionings are kept apart; 1 where none is looked at."""
+        return self._config.slots if self._conditioning else 1
+
+    @property
+    def _conditioning(self) -> tuple[fx.Node, ...]:
+        if self._found.timestep is None or "conditioning" not in self._config.guard:
+            return ()
+        known = (*self._found.conditioning, *self._found.tables)
+        return tuple(node for node in known if node not in self._positions)
+
+    def _always(self, emit: Emitter) -> Moment:
         tally = self._tally(emit)
-        timestep = self._here(emit, copies[self._found.timestep])
-        phase, new_memory, new_tally = emit.inline(
-            decide,
-            memory,
-            tally,
-            timestep,
-            latents,
-            extra,
-            grid,
-            self._config.select_every,
-            self._config.weigh_every,
+        emit.call(aten.copy_.default, (tally, emit.inline(count_selection, tally)))
+
+        def scalar(name: str, value: int, dtype: torch.dtype) -> fx.Node:
+            return emit.buffer(name, lambda: torch.tensor(value, dtype=dtype, device=self._device))
+
+        return Moment(
+            phase=scalar("toma_phase", SELECT, torch.int32),
+            step=scalar("toma_step", 0, torch.int64),
+            fresh=scalar("toma_fresh", True, torch.bool),
         )
-        emit.call(aten.copy_.default, (memory, new_memory))
-        emit.call(aten.copy_.default, (tally, new_tally))
-        return phase
 
     def _tally(self, emit: Emitter) -> fx.Node:
         return emit.buffer("toma_guard_tally", lambda: cold_tally(self._device))
 
-    def _print(
-        self, emit: Emitter, nodes: Iterable[fx.Node], copies: dict[fx.Node, fx.Node]
-    ) -> fx.Node:
-        here = [self._here(emit, copies[node]) for node in nodes]
-        return emit.inline(_fingerprint_of, self._device, *here)
+    def _zeros(self, *sizes: int) -> Tensor:
+        return torch.zeros(sizes, device=self._device)
 
     def _here(self, emit: Emitter, node: fx.Node) -> fx.Node:
         """Schedulers keep timesteps on the host; the copy to the device does not wait."""
@@ -165,16 +229,9 @@ class Clock:
         return emit.call(aten.to.device, (node, self._device, node.meta["val"].dtype, True))
 
 
-def cold_tally(device: torch.device) -> Tensor:
-    """The statistics before the first call."""
-    tally = torch.zeros(TALLY_SIZE, dtype=torch.int64, device=device)
-    tally[FRESH] = COLD
-    return tally
+def _samples_of(device: torch.device, *tensors: Tensor) -> Tensor:
+    return samples(tensors) if tensors else torch.zeros(0, 0, device=device)
 
 
 def _fingerprint_of(device: torch.device, *tensors: Tensor) -> Tensor:
     return fingerprint(tensors) if tensors else torch.zeros(0, device=device)
-
-
-def _flat(*positions: Tensor) -> Tensor:
-    return torch.cat([ids.reshape(-1).float() for ids in positions])

@@ -14,6 +14,7 @@ from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import facts, shape
 from toma_fx.passes.layouts.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.methods import METHODS, Plan
+from toma_fx.passes.methods.slots import Moment
 from toma_fx.passes.rewrite.expect import check_shape, picture_of
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.replay import replay
@@ -37,13 +38,13 @@ class MergedRegions:
         config: what the methods read.
 
     Attributes:
-        phase: the node that says what is due; None for methods that plan at every call.
+        moment: what the guard says of a call; None for methods that plan at every call.
     """
 
     def __init__(
         self, emit: Emitter, full: FullLength, groups: Iterable[Group], config: TomaConfig
     ) -> None:
-        self.phase: fx.Node | None = None
+        self.moment: Moment | None = None
         self._emit = emit
         self._full = full
         self._config = config
@@ -87,7 +88,7 @@ class MergedRegions:
         if group.index not in self._plans:
             order = self._full.order(group, entry.meta["val"].device)
             plan = METHODS[group.method].plan(group, order, self._emit, self._config)
-            plan.prepare(self._planned_on(region, entry), start, self.phase, ordered)
+            plan.prepare(self._planned_on(region, entry), start, self.moment, ordered)
             self._plans[group.index] = plan
         return self._plan(region).merge(entry, start, ordered, region)
 

@@ -102,8 +102,8 @@ class _Walk:
         for node in self._gm.graph.nodes:
             if node.op in ("get_attr", "call_module"):
                 setattr(self._emit.root, node.target, getattr(self._gm, node.target))
-            if node.op != "placeholder" and self._clock and self._regions.phase is None:
-                self._regions.phase = self._clock.emit(self._emit, self._full.natural)
+            if node.op != "placeholder" and self._clock and self._regions.moment is None:
+                self._regions.moment = self._clock.emit(self._emit, self._full.natural)
             if node in self._regions:
                 self._regions.add(node)
             elif self._full.is_carried(node):

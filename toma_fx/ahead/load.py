@@ -15,7 +15,6 @@ from toma_fx.ahead.package import Entry, check_machine, read_description
 from toma_fx.ahead.signature import Caller
 from toma_fx.ahead.transform import first_line
 from toma_fx.errors import CallError, PackageError
-from toma_fx.passes.rewrite.clock import cold_tally
 from toma_fx.reuse import ReuseStats
 
 _TALLY = "toma_guard_tally"
@@ -119,7 +118,7 @@ class _Runner:
         The package reads and writes it in place, as it would its own.
         """
         device = torch.device(self.entry.device)
-        self.tally = cold_tally(device)
+        self.tally = guard.cold_tally(device)
         self._loader.load_constants({_TALLY: self.tally}, False, False, True)
 
     def differs(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -76,6 +76,7 @@ def plan_on_cpu(
     temperature: float,
     unmerge: str,
     pairs: bool,
+    slot: Tensor | None = None,
 ) -> None:
     """`toma_fx::plan_` in operations that are exported; arguments and effects are the same.
 
@@ -83,6 +84,9 @@ def plan_on_cpu(
     A step that reuses its plan copies it, `2·B·W·d·n` numbers, since a branch may not return
     what it was given.
     """
+    buffers = (destinations, merging, unmerging)
+    if slot is not None:
+        destinations, merging, unmerging = (b.index_select(0, slot).squeeze(0) for b in buffers)
     batch, windows, count = destinations.shape
     size, tokens = merging.shape[-1], hidden.shape[1]
     ordered = hidden if order is None else hidden.index_select(1, order)
@@ -95,10 +99,10 @@ def plan_on_cpu(
     def pick(ordered: Tensor, destinations: Tensor) -> tuple[Tensor]:
         similarities, valid = compared(ordered)
         picks = select(similarities, count, valid, pairs, greedy_loop)
-        return (picks.reshape(batch, windows, count).clone(),)
+        return (_copied(picks.reshape(batch, windows, count), destinations),)
 
     def keep(ordered: Tensor, destinations: Tensor) -> tuple[Tensor]:
-        return (destinations.clone(),)
+        return (_copied(destinations, destinations),)
 
     def weigh(
         ordered: Tensor, picks: Tensor, merging: Tensor, unmerging: Tensor
@@ -106,18 +110,20 @@ def plan_on_cpu(
         similarities, valid = compared(ordered)
         weights = reference.spread(similarities, picks.view(-1, count), temperature, valid)
         back = reference.unmerge_matrix(weights, unmerge)
-        return reference.merge_matrix(weights).to(merging.dtype), _copied(back, unmerging)
+        return _copied(reference.merge_matrix(weights), merging), _copied(back, unmerging)
 
     def leave(
         ordered: Tensor, picks: Tensor, merging: Tensor, unmerging: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return merging.clone(), unmerging.clone()
+        return _copied(merging, merging), _copied(unmerging, unmerging)
 
     (picks,) = _cond(phase == SELECT, pick, keep, (ordered, destinations))
     plan = _cond(phase != REUSE, weigh, leave, (ordered, picks, merging, unmerging))
-    destinations.copy_(picks)
-    merging.copy_(plan[0])
-    unmerging.copy_(plan[1])
+    for buffer, made in zip(buffers, (picks, *plan), strict=True):
+        if slot is None:
+            buffer.copy_(made)
+        else:
+            buffer.index_copy_(0, slot, made.unsqueeze(0))
 
 
 def _copied(tensor: Tensor, like: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def _plan_cuda(
     temperature: float,
     unmerge: str,
     pairs: bool,
+    slot: Tensor | None = None,
 ) -> None:
     from toma_fx.kernels.plan import plan_cuda  # imports Triton: at the first plan, not before
 
@@ -63,4 +64,5 @@ def _plan_cuda(
         temperature,
         unmerge,
         pairs,
+        slot,
     )

@@ -23,6 +23,7 @@ def select_always(
     destinations: Tensor,
     valid: Tensor | None,
     pairs: bool,
+    slot: Tensor | None = None,
 ) -> None:
     """`reference.greedy` at every step, kept in phase 2: some ten launches a destination.
 
@@ -32,6 +33,7 @@ def select_always(
         destinations: `[B, W, d]` int64; overwritten in phase 2.
         valid: `[B·W, n]` bool, False at pads, or None.
         pairs: windows `i` and `i + B·W/2` share one selection, their gains added.
+        slot: int64 `[1]`, where `destinations` are `[S, B, W, d]`.
     """
     units = reference.fixed_point(similarities)
     if pairs:
@@ -39,7 +41,7 @@ def select_always(
         valid = None if valid is None else valid.chunk(2)[0]
     picks = reference.greedy(units, destinations.shape[-1], valid)
     picks = picks.repeat(2, 1) if pairs else picks
-    _keep(phase == SELECT, picks.view_as(destinations), destinations)
+    _keep(phase == SELECT, picks.view(destinations.shape[-3:]), destinations, slot)
 
 
 def weigh_always(
@@ -51,6 +53,7 @@ def weigh_always(
     valid: Tensor | None,
     temperature: float,
     unmerge: str,
+    slot: Tensor | None = None,
 ) -> None:
     """Both matrices at every step, kept in phases 1 and 2.
 
@@ -63,17 +66,19 @@ def weigh_always(
         valid: `[B·W, n]` bool, False at pads, or None.
         temperature: τ; a larger value blends more destinations into a token.
         unmerge: `"transpose"` or `"pinv"`, see `reference.unmerge_matrix`.
+        slot: int64 `[1]`, where the three are `[S, …]`.
     """
     size = similarities.shape[-1]
+    kept = destinations if slot is None else destinations.index_select(0, slot).squeeze(0)
     # A plan that was never made may hold anything, and is computed from in phase 0 all the same.
-    picks = destinations.view(-1, destinations.shape[-1], 1).clamp(0, size - 1)
+    picks = kept.view(-1, kept.shape[-1], 1).clamp(0, size - 1)
     rows = similarities.gather(1, picks.expand(-1, -1, size))
     weights = torch.softmax(rows / temperature, dim=1)
     if valid is not None:
         weights = weights * valid.unsqueeze(1)
     restore = weights.transpose(-1, -2) if unmerge == "transpose" else pseudo_inverse(weights)
-    _keep(phase != REUSE, reference.merge_matrix(weights), merging)
-    _keep(phase != REUSE, restore, unmerging)
+    _keep(phase != REUSE, reference.merge_matrix(weights), merging, slot)
+    _keep(phase != REUSE, restore, unmerging, slot)
 
 
 def pseudo_inverse(weights: Tensor) -> Tensor:
@@ -101,5 +106,10 @@ def pseudo_inverse(weights: Tensor) -> Tensor:
     return (merging.transpose(-1, -2) @ inverse).float()
 
 
-def _keep(due: Tensor, new: Tensor, buffer: Tensor) -> None:
-    buffer.copy_(torch.where(due, new.to(buffer.dtype), buffer))
+def _keep(due: Tensor, new: Tensor, buffer: Tensor, slot: Tensor | None) -> None:
+    new = new.to(buffer.dtype)
+    if slot is None:
+        buffer.copy_(torch.where(due, new, buffer))
+    else:
+        old = buffer.index_select(0, slot)
+        buffer.index_copy_(0, slot, torch.where(due, new.unsqueeze(0), old))

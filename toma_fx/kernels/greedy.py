@@ -33,7 +33,12 @@ def greedy_options(size: int, count: int, items: int) -> dict[str, int]:
 
 
 def launch_greedy(
-    similarities: Tensor, phase: Tensor, destinations: Tensor, pads: int, pairs: bool
+    similarities: Tensor,
+    phase: Tensor,
+    destinations: Tensor,
+    pads: int,
+    pairs: bool,
+    slot: Tensor | None = None,
 ) -> None:
     """Pick the destinations of every window, if `phase` is 2. One launch.
 
@@ -44,20 +49,22 @@ def launch_greedy(
             costs one pass over the window each.
         pads: how many windows, the last ones of each item, end in a pad.
         pairs: windows `i` and `i + B·W/2` share one selection, their gains added.
+        slot: int64 `[1]` on the same device, where `destinations` are `[S, B, W, d]`.
     """
     total, size, _ = similarities.shape
-    _, windows, count = destinations.shape
+    windows, count = destinations.shape[-2:]
     items = 2 if pairs else 1
     groups = total // items
     arguments: tuple[Any, ...] = (
         similarities,
         phase,
+        phase if slot is None else slot,  # not read without slots
         destinations,
         groups,
         windows,
         pads,
     )
-    options = greedy_options(size, count, items)
+    options = {**greedy_options(size, count, items), "slotted": slot is not None}
     if fits_on_chip(size, items):
         wrap_triton(greedy_tile_kernel)[(groups,)](*arguments, **options)
     else:

@@ -15,7 +15,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from toma_fx.kernels.units import ONE, best, first_coverage, first_state, load_units, store_picks
+from toma_fx.kernels.units import (
+    ONE,
+    best,
+    first_coverage,
+    first_state,
+    load_units,
+    plan_at,
+    store_picks,
+)
 
 
 @triton.jit
@@ -82,6 +90,7 @@ def _first_gains(
 def greedy_streamed_kernel(
     similarities: tl.tensor,
     phase: tl.tensor,
+    slot: tl.tensor,
     destinations: tl.tensor,
     groups: tl.int32,
     windows: tl.int32,
@@ -91,9 +100,11 @@ def greedy_streamed_kernel(
     lanes: tl.constexpr,
     items: tl.constexpr,
     chunk: tl.constexpr,
+    slotted: tl.constexpr,
 ) -> None:
     """Grid `(groups,)`; nothing to do but in phase 2. `lanes`: `size` as a power of two."""
     if tl.load(phase) == 2:
+        destinations = plan_at(destinations, slot, items * count, slotted)
         group = tl.program_id(0).to(tl.int64)
         padded = tl.program_id(0) % windows >= windows - pads
         candidates = tl.arange(0, lanes)

@@ -29,24 +29,25 @@ def plan_kernels(
     temperature: float,
     unmerge: str,
     pairs: bool,
+    slot: torch.Tensor | None = None,
 ) -> None:
     """The body of the operation: traceable, its arguments checked by `plan_cuda`."""
-    batch, windows, _ = destinations.shape
-    total, size, _ = unmerging.shape
+    batch, windows, _ = destinations.shape[-3:]
+    total, size, _ = unmerging.shape[-3:]
     pads = windows * size - hidden.shape[1]
     valid = pad_mask(batch, windows, size, hidden.shape[1], hidden.device)
     similarities = hidden.new_empty((total, size, size), dtype=torch.float32)
     launch_similarity(hidden, order, phase, similarities, windows)
     if size <= LARGEST_WINDOW:
-        launch_greedy(similarities, phase, destinations, pads, pairs)
+        launch_greedy(similarities, phase, destinations, pads, pairs, slot)
     else:
-        select_always(similarities, phase, destinations, valid, pairs)
+        select_always(similarities, phase, destinations, valid, pairs, slot)
     if size <= LARGEST_WINDOW and unmerge == "transpose":
-        launch_weights(similarities, phase, destinations, merging, unmerging, pads, temperature)
+        plan = (destinations, merging, unmerging)
+        launch_weights(similarities, phase, *plan, pads, temperature, slot)
     else:
-        weigh_always(
-            similarities, phase, destinations, merging, unmerging, valid, temperature, unmerge
-        )
+        plan = (destinations, merging, unmerging)
+        weigh_always(similarities, phase, *plan, valid, temperature, unmerge, slot)
 
 
 plan_kernels_ = torch.library.triton_op(
@@ -66,6 +67,7 @@ def plan_cuda(
     temperature: float,
     unmerge: str,
     pairs: bool,
+    slot: torch.Tensor | None = None,
 ) -> None:
     """Do what `phase` asks for, decided on the device: no wait, no size that depends on data.
 
@@ -84,15 +86,17 @@ def plan_cuda(
         temperature: τ; a larger value blends more destinations into a token.
         unmerge: `"transpose"` or `"pinv"`.
         pairs: item `i` shares the selection of item `i + B/2`.
+        slot: int64 `[1]`, which of `S` plans; the three buffers are `[S, …]` then.
 
     Raises:
         ValueError: shapes, dtypes or layouts do not fit one another.
     """
-    _check(hidden, order, phase, destinations, merging, unmerging, unmerge, pairs)
+    buffers = (destinations, merging, unmerging)
+    plan = buffers if slot is None else (destinations[0], merging[0], unmerging[0])
+    _check(hidden, order, phase, *plan, unmerge, pairs)
+    _check_slots(slot, *buffers)
     with torch.cuda.device_of(hidden):  # Triton launches on the current device
-        plan_kernels_(
-            hidden, order, phase, destinations, merging, unmerging, temperature, unmerge, pairs
-        )
+        plan_kernels_(hidden, order, phase, *buffers, temperature, unmerge, pairs, slot)
 
 
 def _check(
@@ -133,3 +137,12 @@ def _check(
     for message, good in fits.items():
         if not good:
             raise ValueError(f"plan_: {message}")
+
+
+def _check_slots(slot: torch.Tensor | None, *buffers: torch.Tensor) -> None:
+    if slot is None:
+        return
+    if slot.numel() != 1 or slot.dtype != torch.int64:
+        raise ValueError("plan_: slot must be one int64")
+    if len({len(buffer) for buffer in buffers}) != 1:
+        raise ValueError("plan_: every buffer must hold as many plans")

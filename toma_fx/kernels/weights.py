@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from toma_fx.kernels.launch import wrap_triton
+from toma_fx.kernels.units import plan_at
 
 _LARGEST_BLOCK = 2**13
 
@@ -39,6 +40,7 @@ def _assignment(
 def weights_kernel(
     similarities: tl.tensor,
     phase: tl.tensor,
+    slot: tl.tensor,
     destinations: tl.tensor,
     merging: tl.tensor,
     unmerging: tl.tensor,
@@ -49,9 +51,13 @@ def weights_kernel(
     size: tl.constexpr,
     lanes: tl.constexpr,
     block: tl.constexpr,
+    slotted: tl.constexpr,
 ) -> None:
     """Grid `(P,)`; nothing to do in phase 0. `lanes`: the destinations as a power of two."""
     if tl.load(phase) != 0:
+        destinations = plan_at(destinations, slot, count, slotted)
+        merging = plan_at(merging, slot, count * size, slotted)
+        unmerging = plan_at(unmerging, slot, count * size, slotted)
         index = tl.program_id(0).to(tl.int64)
         padded = tl.program_id(0) % windows >= windows - pads
         real = size - padded.to(tl.int32)
@@ -95,6 +101,7 @@ def launch_weights(
     unmerging: Tensor,
     pads: int,
     temperature: float,
+    slot: Tensor | None = None,
 ) -> None:
     """Write both matrices of every window, unless `phase` is 0.
 
@@ -106,12 +113,14 @@ def launch_weights(
         unmerging: `[B·W, n, d]`, likewise.
         pads: how many windows, the last ones of each item, end in a pad.
         temperature: τ; a larger value blends more destinations into a token.
+        slot: int64 `[1]` on the same device, where the three are `[S, …]`.
     """
     total, size, _ = similarities.shape
-    _, windows, count = destinations.shape
+    windows, count = destinations.shape[-2:]
     wrap_triton(weights_kernel)[(total,)](
         similarities,
         phase,
+        phase if slot is None else slot,  # not read without slots
         destinations,
         merging,
         unmerging,
@@ -119,5 +128,6 @@ def launch_weights(
         pads,
         count,
         temperature,
+        slotted=slot is not None,
         **weights_options(size, count),
     )

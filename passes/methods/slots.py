@@ -1,0 +1,81 @@
+"""What a method needs in order to remember: the moment of a call, and a tensor for each slot.
+
+The guard (`toma_fx.guard`) keeps what is made under one conditioning apart from what is made under
+another, in slots. A method that keeps something between calls keeps it in `SlotBuffer`s, and learns
+from the `Moment` which slot a call uses and whether that starts from nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from toma_fx.passes.graph.emit import Emitter
+from toma_fx.passes.graph.nodes import aten
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the guard says of a call, as nodes on the device of the plans.
+
+    Attributes:
+        phase: int32 scalar, what is due: `operations.REUSE`, `WEIGH` or `SELECT`.
+        step: int64 scalar, calls by which the slot's generation has moved on, 0 at its first. The
+            very same call again leaves it.
+        fresh: bool scalar, the slot starts from nothing: whatever its buffers hold, another
+            picture's values or NaN, must not reach a result.
+        slot: int64 `[1]`, which slot the call uses; None where there is one.
+        slots: how many there are.
+    """
+
+    phase: fx.Node
+    step: fx.Node
+    fresh: fx.Node
+    slot: fx.Node | None = None
+    slots: int = 1
+
+
+class SlotBuffer:
+    """A tensor of zeros for each slot, in one buffer of the graph; a call sees that of its slot.
+
+    Streams park every buffer whose name starts with one of `PREFIXES`. With one slot nothing is
+    emitted beside the buffer itself; with more, reading copies one slot, and writing, which
+    Inductor does in place, stores one: `2 · sizes` of traffic and a launch each.
+
+    Attributes:
+        node: `[S, *sizes]`, or `sizes` with one slot; for operations that find the slot themselves.
+    """
+
+    PREFIXES = ("toma_plan_", "toma_memory_")
+
+    def __init__(
+        self,
+        emit: Emitter,
+        name: str,
+        moment: Moment,
+        sizes: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        assert name.startswith(self.PREFIXES), f"{name}: streams would not park it"
+        self._emit = emit
+        self._slot = moment.slot
+        whole = sizes if moment.slot is None else (moment.slots, *sizes)
+        self.node = emit.buffer(name, lambda: torch.zeros(whole, dtype=dtype, device=device))
+
+    def read(self) -> fx.Node:
+        """A node of `sizes`: what the slot holds here in the graph."""
+        if self._slot is None:
+            return self.node
+        rows = self._emit.call(aten.index_select.default, (self.node, 0, self._slot))
+        return self._emit.call(aten.squeeze.dim, (rows, 0))
+
+    def write(self, value: fx.Node) -> None:
+        """Put `sizes` into the slot, in place."""
+        if self._slot is None:
+            self._emit.call(aten.copy_.default, (self.node, value))
+            return
+        row = self._emit.call(aten.unsqueeze.default, (value, 0))
+        self._emit.call(aten.index_copy_.default, (self.node, 0, self._slot, row))
