@@ -62,7 +62,9 @@ def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfi
     others = [p for p in varying if p is not timestep and isinstance(p.meta.get("val"), Tensor)]
     features = [p for p in others if inputs.is_feature(p)]
     moving = {p for p in features if p in origins or len(shape(p)) >= 4}
-    moving |= {p for p in others if _is_time(p, inputs) or _joins_stream(p, inputs)}
+    moving |= {p for p in others if _joins_stream(p, inputs)}
+    if timestep is not None:
+        moving |= {p for p in others if _named_time(p) and _is_clock(p, inputs)}
     return GuardInputs(
         timestep,
         latents=tuple(p for p in others if p in moving),
@@ -127,11 +129,6 @@ def _is_clock(placeholder: fx.Node, inputs: Inputs) -> bool:
 
 def _named_time(placeholder: fx.Node) -> bool:
     return "time" in input_name(placeholder) or input_name(placeholder) == "t"
-
-
-def _is_time(placeholder: fx.Node, inputs: Inputs) -> bool:
-    """A second time beside the timestep, as models have that look from one to another."""
-    return _named_time(placeholder) and _is_clock(placeholder, inputs)
 
 
 def _joins_stream(placeholder: fx.Node, inputs: Inputs) -> bool:

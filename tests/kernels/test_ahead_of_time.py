@@ -20,6 +20,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 POINTERS = {
     "order": "*i64",
     "phase": "*i32",
+    "slot": "*i64",
     "similarities": "*fp32",
     "destinations": "*i64",
     "batch_stride": "i64",
@@ -47,16 +48,16 @@ def greedy_cases() -> Iterator[Case]:
     for size, count, items in ((5, 3, 1), (64, 32, 1), (64, 32, 2), (128, 64, 1), (256, 128, 2)):
         on_chip = fits_on_chip(size, items)
         kernel = greedy_tile_kernel if on_chip else greedy_streamed_kernel
-        yield "bf16", kernel, greedy_options(size, count, items)
+        yield "bf16", kernel, {**greedy_options(size, count, items), "slotted": True}
 
 
 def weights_cases() -> Iterator[Case]:
     from toma_fx.kernels.weights import weights_kernel, weights_options
 
     for dtype in DTYPES:
-        yield dtype, weights_kernel, weights_options(64, 32)
+        yield dtype, weights_kernel, {**weights_options(64, 32), "slotted": True}
     for count in (1, 128, 256):
-        yield "bf16", weights_kernel, weights_options(256, count)
+        yield "bf16", weights_kernel, {**weights_options(256, count), "slotted": True}
 
 
 def compiled(case: Case, capability: int) -> Any:

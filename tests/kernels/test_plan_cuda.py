@@ -30,6 +30,7 @@ class Plan:
     pairs: bool = False
     channels: int = 24
     device: str = "cpu"
+    slots: int = 0  # 0: the buffers are the plan
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.windows.tokens)
@@ -40,24 +41,27 @@ class Plan:
         self.order = torch.randperm(cut.tokens)[ranks].to(self.device)
         self.phase = torch.zeros((), dtype=torch.int32, device=self.device)
         shapes = (cut.destinations, cut.size), (cut.size, cut.destinations)
-        self.merging, self.unmerging = (
-            torch.full((total, *shape), POISON, dtype=self.dtype, device=self.device)
-            for shape in shapes
-        )
-        shape = (self.batch, cut.count, cut.destinations)
-        self.destinations = torch.full(shape, POISON, device=self.device)
+        plans = (self.slots,) if self.slots else ()
+        place = self.slots - 1 if self.slots else slice(None)
+        self.slot = torch.full((1,), self.slots - 1, device=self.device) if self.slots else None
+        shape = (*plans, self.batch, cut.count, cut.destinations)
+        self.buffers_given = [torch.full(shape, POISON, device=self.device)]
+        for shape in shapes:
+            sizes = (*plans, total, *shape)
+            given = torch.full(sizes, POISON, dtype=self.dtype, device=self.device)
+            self.buffers_given.append(given)
+        self.destinations, self.merging, self.unmerging = (b[place] for b in self.buffers_given)
 
     def arguments(self) -> tuple[Any, ...]:
         return (
             self.hidden,
             self.order,
             self.phase,
-            self.destinations,
-            self.merging,
-            self.unmerging,
+            *self.buffers_given,
             self.temperature,
             self.unmerge,
             self.pairs,
+            self.slot,
         )
 
     def buffers(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,6 +125,8 @@ def check_phases(make: Callable[..., Plan], device: str) -> None:
     plan.run(2)
     plan.expect_picks()
     plan.expect_weights()
+    for buffer in plan.buffers_given if plan.slots else ():
+        assert (buffer[:-1] == POISON).all(), "another slot was written"
 
 
 class Driver:
@@ -132,7 +138,7 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-def check_decomposition(unmerge: str) -> list[list[str]]:
+def check_decomposition(unmerge: str, slots: int) -> list[list[str]]:
     """For each kernel that AOTAutograd sees, the arguments that it takes to be written."""
     import triton
     from torch._functorch.aot_autograd import aot_function, make_boxed_func
@@ -149,13 +155,16 @@ def check_decomposition(unmerge: str) -> list[list[str]]:
                 written.append(node.kwargs["tensors_to_clone"])
         return make_boxed_func(graph.forward)
 
-    arguments = Plan(Windows(128, 2, 64, 32), unmerge=unmerge).arguments()
-    tensors, rest = arguments[:6], arguments[6:]
+    arguments = Plan(Windows(128, 2, 64, 32), unmerge=unmerge, slots=slots).arguments()
+    places = [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
     with FakeTensorMode() as mode, torch.no_grad():
-        fake = [mode.from_tensor(tensor) for tensor in tensors]
+        fake = [mode.from_tensor(arguments[place]) for place in places]
 
         def planned(*tensors: Tensor) -> Tensor:
-            plan_kernels_(*tensors, *rest)
+            given = list(arguments)
+            for place, tensor in zip(places, tensors, strict=True):
+                given[place] = tensor
+            plan_kernels_(*given)
             return tensors[4] + 1
 
         aot_function(planned, read)(*fake)
@@ -186,6 +195,11 @@ def check_refusals() -> None:
     odd = Plan(Windows(32, 2, 16, 8), batch=1, pairs=True)
     with pytest.raises(ValueError, match="even"):
         plan_cuda(*odd.arguments())
+    slotted = Plan(Windows(32, 2, 16, 8), slots=2).arguments()
+    with pytest.raises(ValueError, match="as many plans"):
+        plan_cuda(*slotted[:4], slotted[4][:1], *slotted[5:])
+    with pytest.raises(ValueError, match="one int64"):
+        plan_cuda(*slotted[:9], torch.zeros(2, dtype=torch.int64))
 
 
 PLANS = [
@@ -197,6 +211,9 @@ PLANS = [
     partial(Plan, Windows(32, 2, 16, 8), unmerge="pinv", pairs=True),
     partial(Plan, Windows(299, 1, 300, 20), batch=1),  # too large for the kernels
     partial(Plan, Windows(300, 1, 300, 20), pairs=True),
+    partial(Plan, Windows(46, 3, 16, 8), slots=3),
+    partial(Plan, Windows(256, 1, 256, 4), batch=2, pairs=True, slots=2),  # streamed
+    partial(Plan, Windows(32, 2, 16, 8), unmerge="pinv", slots=2),
 ]
 
 
@@ -209,8 +226,9 @@ def test_what_does_not_fit_is_refused(interpreter: Callable[..., Any]) -> None:
     interpreter(check_refusals)
 
 
+@pytest.mark.parametrize("slots", [0, 2])
 @pytest.mark.parametrize("unmerge", ["transpose", "pinv"])
-def test_compilers_see_the_kernels(compiler: Callable[..., Any], unmerge: str) -> None:
+def test_compilers_see_the_kernels(compiler: Callable[..., Any], unmerge: str, slots: int) -> None:
     kernels_of_a_plan = [
         ["similarities"],
         # The analysis follows the picks back to what they were computed from: a workspace, so
@@ -218,7 +236,7 @@ def test_compilers_see_the_kernels(compiler: Callable[..., Any], unmerge: str) -
         ["similarities", "destinations"],
         ["merging", "unmerging"],
     ]
-    found = compiler(check_decomposition, unmerge)
+    found = compiler(check_decomposition, unmerge, slots)
     assert found == kernels_of_a_plan[: 3 if unmerge == "transpose" else 2]
 
 

@@ -15,15 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from toma_fx.kernels.units import (
-    ONE,
-    best,
-    first_coverage,
-    first_state,
-    load_units,
-    plan_at,
-    store_picks,
-)
+from toma_fx.kernels.units import ONE, best, first_coverage, first_state, load_units, store_picks
 
 
 @triton.jit
@@ -102,9 +94,13 @@ def greedy_streamed_kernel(
     chunk: tl.constexpr,
     slotted: tl.constexpr,
 ) -> None:
-    """Grid `(groups,)`; nothing to do but in phase 2. `lanes`: `size` as a power of two."""
+    """Grid `(groups,)`; nothing to do but in phase 2. `lanes`: `size` as a power of two.
+
+    `slotted`: `slot` int64 says which of several plans is written.
+    """
     if tl.load(phase) == 2:
-        destinations = plan_at(destinations, slot, items * count, slotted)
+        if slotted:
+            destinations += tl.load(slot) * tl.num_programs(0) * (items * count)
         group = tl.program_id(0).to(tl.int64)
         padded = tl.program_id(0) % windows >= windows - pads
         candidates = tl.arange(0, lanes)

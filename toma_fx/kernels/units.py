@@ -17,16 +17,6 @@ _ROUNDER = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit
-def plan_at(
-    buffer: tl.tensor, slot: tl.tensor, elements: tl.int32, slotted: tl.constexpr
-) -> tl.tensor:
-    """Where the plan of a slot begins in a buffer that holds several, `elements` each a program."""
-    if slotted:
-        buffer += tl.load(slot).to(tl.int64) * tl.num_programs(0) * elements
-    return buffer
-
-
-@triton.jit
 def load_units(address: tl.tensor, diagonal: tl.tensor, mask: tl.tensor) -> tl.tensor:
     """Similarities as integers in units of 2⁻¹⁶, as `reference.fixed_point` of a symmetric matrix.
 

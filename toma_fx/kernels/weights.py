@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from toma_fx.kernels.launch import wrap_triton
-from toma_fx.kernels.units import plan_at
 
 _LARGEST_BLOCK = 2**13
 
@@ -53,11 +52,16 @@ def weights_kernel(
     block: tl.constexpr,
     slotted: tl.constexpr,
 ) -> None:
-    """Grid `(P,)`; nothing to do in phase 0. `lanes`: the destinations as a power of two."""
+    """Grid `(P,)`; nothing to do in phase 0. `lanes`: the destinations as a power of two.
+
+    `slotted`: `slot` int64 says which of several plans is read and written.
+    """
     if tl.load(phase) != 0:
-        destinations = plan_at(destinations, slot, count, slotted)
-        merging = plan_at(merging, slot, count * size, slotted)
-        unmerging = plan_at(unmerging, slot, count * size, slotted)
+        if slotted:
+            first = tl.load(slot) * tl.num_programs(0) * count
+            destinations += first
+            merging += first * size
+            unmerging += first * size
         index = tl.program_id(0).to(tl.int64)
         padded = tl.program_id(0) % windows >= windows - pads
         real = size - padded.to(tl.int32)
