@@ -108,21 +108,24 @@ def test_streams_interleave_as_if_each_were_alone() -> None:
     assert_adds_up(stats, 18)
 
 
-def test_guarded_conditioning_tells_interleaved_prompts_apart() -> None:
-    """Every call selects: the other prompt was seen in between."""
+@pytest.mark.parametrize("slots", [1, 2])
+def test_prompts_interleave_as_if_each_were_alone(slots: int) -> None:
+    """With a slot for each; with one in all every call selects, as the other was in between."""
     model = Tiny()
-    run = compiled(model, guard=("timestep", "conditioning"))
+    run = compiled(model, slots=slots)
+    oracles = [Oracle(model), Oracle(model)]
     pictures = [generation(range(5, 0, -1), picture, prompt=picture) for picture in range(2)]
     for calls in zip(*pictures, strict=True):
-        for call in calls:
-            assert same(run(*call), Oracle(model)(*call))
+        for call, oracle in zip(calls, oracles, strict=True):
+            expected = oracle(*call) if slots == 2 else Oracle(model)(*call)
+            assert same(run(*call), expected)
     stats = reuse_stats(model)
-    assert (stats.misses["conditioning"], stats.reuses) == (9, 0)
+    assert (stats.misses["conditioning"], stats.reuses) == ((0, 6) if slots == 2 else (9, 0))
 
 
-def test_guarded_conditioning_tells_interleaved_seeds_apart() -> None:
+def test_seeds_of_one_prompt_that_take_turns_are_told_apart_on_request() -> None:
     model = Tiny()
-    run = compiled(model, guard=("timestep", "conditioning"))
+    run = compiled(model, guard=("timestep", "conditioning", "turns"))
     pictures = [generation(range(5, 0, -1), picture) for picture in range(2)]
     oracles = [Oracle(model), Oracle(model)]
     for calls in zip(*pictures, strict=True):
@@ -132,9 +135,9 @@ def test_guarded_conditioning_tells_interleaved_seeds_apart() -> None:
             assert same(result, anew) or same(result, goes_on)
 
 
-def test_guarded_conditioning_sees_one_step_pictures_of_one_seed() -> None:
+def test_one_step_pictures_of_one_seed_select_for_their_prompt() -> None:
     model = Tiny()
-    run = compiled(model, guard=("timestep", "conditioning"))
+    run = compiled(model)
     for prompt in (0, 1, 2):
         call = inputs(9, 0, prompt)
         assert same(run(*call), Oracle(model)(*call))
@@ -285,7 +288,7 @@ def two_clocks(sigma: float, strength: float, latents: int) -> dict[str, Tensor]
 
 def test_the_timestep_can_be_named() -> None:
     model = TwoClocks()
-    run = compiled(model, timestep_input="sigma")
+    run = compiled(model, timestep_input="sigma", guard=("timestep",))
     run(**two_clocks(9, 1, 0))
     assert not any("timestep" in note for note in last_report().notes)
     run(**two_clocks(8, 2, 1))  # the other one may rise
@@ -410,7 +413,7 @@ def test_inductor_reuses_by_the_same_rules() -> None:
         run(*inputs(7, 8))
     assert same(run(*inputs(6, 9)), Oracle(model, **options)(*inputs(6, 9)))
     stats = reuse_stats(model)
-    assert (stats.misses["cold"], stats.misses["reset"]) == (1, 1)
+    assert (stats.misses["cold"], stats.misses["reset"]) == (2, 1)
     assert_adds_up(stats, 10)
 
 
@@ -423,7 +426,7 @@ def test_sdxl_reuses_with_sequential_guidance() -> None:
         for prompt in prompts:
             run(**{**prompt, "sample": sample, "timestep": torch.tensor(900 - 90 * step)})
     stats = reuse_stats(model)
-    assert (stats.steps, stats.selections, stats.weighings) == (10, 3, 5)
+    assert (stats.steps, stats.selections, stats.weighings) == (10, 2 * 3, 2 * 5)
     assert_adds_up(stats, 20)
 
 

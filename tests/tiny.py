@@ -135,7 +135,7 @@ def compiled(model: nn.Module, **options: Any) -> Callable[..., Any]:
 
 @dataclasses.dataclass
 class HandPlan:
-    """What one graph remembers for one stream: the rules of its guard, and a plan."""
+    """What one graph remembers for one stream: the rules of its guard, and a plan a slot."""
 
     config: TomaConfig
     rules: Rules
@@ -144,6 +144,11 @@ class HandPlan:
     weights: Tensor | None = None
 
     def update(self, phase: int, hidden: Tensor, ids: Tensor) -> None:
+        self.picks, self.weights = self.rules.kept[-1].plan
+        self._plan(phase, hidden, ids)
+        self.rules.kept[-1].plan = self.picks, self.weights
+
+    def _plan(self, phase: int, hidden: Tensor, ids: Tensor) -> None:
         self.sequence = order_from_positions(ids, WINDOW, "tile", CURVE)
         if phase == REUSE:
             return
@@ -209,8 +214,11 @@ class Oracle:
                 plan.rules.fresh = "reset"
 
     def plan(self, given: Sequence[Tensor], stream: str) -> HandPlan:
-        fresh = HandPlan(self.config, Rules(self.config.select_every, self.config.weigh_every))
-        return self.plans.setdefault((given[0].shape, stream), fresh)
+        config = self.config
+        slots = config.slots if "conditioning" in config.guard else 1
+        turns = "turns" in config.guard
+        rules = Rules(config.select_every, config.weigh_every, slots, turns)
+        return self.plans.setdefault((given[0].shape, stream), HandPlan(config, rules))
 
     def statistics(self) -> dict[str, int]:
         total = dict.fromkeys(counts(ReuseStats()), 0)

@@ -25,10 +25,10 @@ was used longest ago. More slots keep more prompts that take turns, and cost one
 | stayed | otherwise | | begins a generation |
 | rose, or rose in some items | any | | begins a generation |
 
-So Euler, DDIM, DPM++, UniPC, LCM and flow matching go on by falling. Heun, PNDM and KDPM2 with
-ancestral steps repeat each timestep once, `t₀ t₁ t₁ t₂ t₂ …`, or the first few: stages of one step,
-whose latents lie close together. A picture of one step that begins where one of two steps ended
-(`t₀ t₁`, then `t₁`) has the same timesteps, but other noise. Pictures of one step never beat.
+So Euler, DDIM, DPM++, KDPM2, UniPC, LCM and flow matching go on by falling. Heun repeats each
+timestep once, `t₀ t₁ t₁ t₂ t₂ …`, PNDM the first few: stages of one step, whose latents lie close
+together. A picture of one step that begins where one of two steps ended (`t₀ t₁`, then `t₁`) has
+the same timesteps, but other noise. Pictures of one step have no beat.
 
 After two rises in a row (an inversion, a model whose time runs upwards) nobody can tell whether
 the next fall goes on with a picture or begins one, so it begins one.
