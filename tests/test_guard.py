@@ -161,11 +161,13 @@ class Cache:
         conditioning: Sequence[float] | None = None,
         grid: Sequence[float] | None = None,
     ) -> int:
-        seen = [torch.tensor(part or [], dtype=torch.float32) for part in (conditioning, grid)]
-        noise = torch.tensor(latents, dtype=torch.float32)
-        parts = (timestep, noise[None], noise, *seen)
+        noise = torch.tensor(latents) if latents else None
+        drawn = None if noise is None else noise.float()[None]
+        seen = [None if part is None else torch.tensor(part) for part in (conditioning, grid)]
+        parts = (timestep, drawn, noise, *seen)
         if self.memory is None:
-            self.memory = torch.zeros(len(self.slots), sum(part.numel() for part in parts))
+            size = sum(part.numel() for part in parts if part is not None)
+            self.memory = torch.zeros(len(self.slots), size)
         state = (self.memory, self.slots, self.tally)
         before = [part.clone() for part in state]
         phase, step, fresh, slot, *after = guard.decide(*state, *parts, *self.schedule)

@@ -42,10 +42,10 @@ class Watched:
             guard.samples([call.latents]),
             guard.fingerprint([call.latents]),
             guard.fingerprint([torch.tensor([prompt])]),
-            torch.zeros(0),
+            None,
         )
         if self.state is None:
-            memory = torch.zeros(2, sum(part.numel() for part in parts))
+            memory = torch.zeros(2, sum(part.numel() for part in parts if part is not None))
             slots = torch.zeros(2, guard.SLOT_SIZE, dtype=torch.int64)
             self.state = [memory, slots, guard.cold_tally(memory.device)]
         phase, *_, memory, slots, tally = guard.decide(*self.state, *parts, EVERY, EVERY, False)

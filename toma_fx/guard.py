@@ -102,10 +102,10 @@ def decide(
     slots: Tensor,
     tally: Tensor,
     timestep: Tensor,
-    drawn: Tensor,
-    latents: Tensor,
-    conditioning: Tensor,
-    grid: Tensor,
+    drawn: Tensor | None,
+    latents: Tensor | None,
+    conditioning: Tensor | None,
+    grid: Tensor | None,
     select_every: int,
     weigh_every: int,
     take_turns: bool,
@@ -121,10 +121,10 @@ def decide(
         tally: `[TALLY_SIZE]`.
         timestep: `T` elements, one or one per item; all must fall for a step to advance.
         drawn: `[count, n]` samples of the latents.
-        latents: `[L]` fingerprint; empty where the graph shows none: then a repeated timestep
-            is always a new generation.
-        conditioning: `[K]` fingerprint; empty if it is not guarded, and then `S` is 1.
-        grid: `[G]` position ids; empty where the grid is static.
+        latents: `[L]` fingerprint. Both are None where the graph shows none: then a repeated
+            timestep is always a new generation.
+        conditioning: `[K]` fingerprint; None if it is not guarded, and then `S` is 1.
+        grid: `[G]` fingerprint of position ids; None where the grid is static.
         select_every: steps between selections; a larger value reuses older destinations.
         weigh_every: steps between computations of the weights.
         take_turns: generations of one conditioning may take turns: after a timestep that stayed
@@ -135,10 +135,12 @@ def decide(
         slot starts from nothing (bool scalar), the slot (int64 `[1]`); new memory, slots, tally.
     """
     now = timestep.reshape(-1).float()
-    seen = torch.cat((now, drawn.reshape(-1), latents, conditioning, grid))
-    sizes = [part.numel() for part in (now, drawn, latents, conditioning, grid)]
-    then, before, *prints = memory.split(sizes, 1)
-    same = [(a == b).all(1) for a, b in zip(prints, (latents, conditioning, grid), strict=True)]
+    given = (now, drawn, latents, conditioning, grid)
+    sizes = [0 if part is None else part.numel() for part in given]
+    seen = torch.cat([part.reshape(-1) for part in given if part is not None])
+    then, before, *_ = memory.split(sizes, 1)
+    equal = memory == seen
+    same = [part.all(1) for part in equal.split(sizes, 1)[2:]]
     state = torch.where(tally[FRESH] == WARM, slots[:, STATE], tally[FRESH])
     warm = state == WARM
     knows = warm & same[1]
@@ -146,7 +148,7 @@ def decide(
 
     fell, stayed = (now < then).all(1), (now == then).all(1)
     again = stayed & same[0] & (sizes[2] > 0)
-    near = close_by(before.unflatten(1, drawn.shape), drawn) if sizes[1] else ~stayed
+    near = ~stayed if drawn is None else close_by(before.unflatten(1, drawn.shape), drawn)
     second = stayed & near & (slots[:, BEAT] == 1) & ~again
     goes_on = (fell & (slots[:, TURNS] < 2)) | again | second
     anew = ~(knows & same[2] & goes_on)

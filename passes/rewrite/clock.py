@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -168,14 +168,19 @@ class Clock:
             return [self._here(emit, copies[node]) for node in nodes]
 
         latents, conditioning = here(self._found.latents), here(self._conditioning)
+
+        def read(how: Callable[..., Tensor], nodes: list[fx.Node]) -> fx.Node | None:
+            return emit.inline(how, *nodes) if nodes else None
+
         parts = [
             *here((self._found.timestep,)),
-            emit.inline(_samples_of, self._device, *latents),
-            emit.inline(_fingerprint_of, self._device, *latents),
-            emit.inline(_fingerprint_of, self._device, *conditioning),
-            emit.inline(_fingerprint_of, self._device, *here(self._positions)),
+            read(_samples, latents),
+            read(_fingerprint, latents),
+            read(_fingerprint, conditioning),
+            read(_fingerprint, here(self._positions)),
         ]
-        size, slots = sum(part.meta["val"].numel() for part in parts), self.slots
+        size = sum(part.meta["val"].numel() for part in parts if part is not None)
+        slots = self.slots
         state = (
             emit.buffer("toma_guard_memory", lambda: self._zeros(slots, size)),
             emit.buffer("toma_guard_slots", lambda: self._zeros(slots, SLOT_SIZE).long()),
@@ -226,9 +231,9 @@ class Clock:
         return emit.call(aten.to.device, (node, self._device, node.meta["val"].dtype, True))
 
 
-def _samples_of(device: torch.device, *tensors: Tensor) -> Tensor:
-    return samples(tensors) if tensors else torch.zeros(0, 0, device=device)
+def _samples(*tensors: Tensor) -> Tensor:
+    return samples(tensors)
 
 
-def _fingerprint_of(device: torch.device, *tensors: Tensor) -> Tensor:
-    return fingerprint(tensors) if tensors else torch.zeros(0, device=device)
+def _fingerprint(*tensors: Tensor) -> Tensor:
+    return fingerprint(tensors)
