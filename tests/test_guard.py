@@ -157,12 +157,13 @@ class Cache:
     def call(
         self,
         timestep: Tensor,
-        latents: Sequence[float],
+        latents: Sequence[float] = (),
         conditioning: Sequence[float] | None = None,
         grid: Sequence[float] | None = None,
+        drawn: Tensor | None = None,
     ) -> int:
-        noise = torch.tensor(latents) if latents else None
-        drawn = None if noise is None else noise.float()[None]
+        noise = torch.tensor(latents).float() if latents else drawn
+        drawn = noise[None] if latents and noise is not None else drawn
         seen = [None if part is None else torch.tensor(part) for part in (conditioning, grid)]
         parts = (timestep, drawn, noise, *seen)
         if self.memory is None:
@@ -483,9 +484,17 @@ def test_samples_are_spread_over_the_whole_tensor(size: int) -> None:
 
 
 def test_other_noise_is_never_close_by() -> None:
-    images = [guard.samples([noise(1, 4, 64, 64, seed=seed)]) for seed in range(100)]
-    stacked = torch.stack(images)
-    assert guard.close_by(stacked[:, None], stacked[None]).sum() == 100  # each to itself
-    assert guard.close_by(stacked, 1.5 * stacked).all()
-    both = torch.cat((images[0], images[1])), torch.cat((images[0], images[2]))
-    assert not guard.close_by(*both)  # each tensor must be, not their sum
+    drawn = [guard.samples([noise(1, 4, 64, 64, seed=seed)])[0] for seed in range(100)]
+    stacked, everywhere = torch.stack(drawn), torch.ones(guard.SAMPLES, dtype=torch.bool)
+    for seed, one in enumerate(drawn):
+        assert guard.close_by(stacked, one, everywhere).nonzero().tolist() == [[seed]]
+        assert guard.close_by(1.4 * one[None], one, everywhere).all()
+
+
+def test_every_tensor_must_be_close_by() -> None:
+    """A control picture that stays says nothing of the noise."""
+    first, second = torch.tensor([[9.0, 9.0], [1.0, -1.0]]), torch.tensor([[9.0, 9.0], [-1.0, 1.0]])
+    cache = Cache(9, 9)
+    calls = [(9.0, first), (8.0, first), (8.0, first * 1.01), (7.0, first), (7.0, second)]
+    found = [cache.call(torch.tensor(time), drawn=drawn) for time, drawn in calls]
+    assert found == [SELECT, REUSE, REUSE, REUSE, SELECT]

@@ -62,8 +62,7 @@ SLOT_SIZE = 5
 SAMPLES = 256
 """Elements of a tensor that tell whether another is close by."""
 
-_WORD, _HALF, _DIGIT = 2**32 - 1, 2**16 - 1, 2**20 - 1
-_PRINT = 12  # numbers of a tensor's fingerprint
+_WORD = 2**32 - 1
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> Tensor:
@@ -74,7 +73,10 @@ def fingerprint(tensors: Sequence[Tensor]) -> Tensor:
     that differ in many share it once in about 2⁶⁰. A NaN makes it NaN, which equals nothing. The
     signs of zeros count. One pass over the tensor, of up to 2²⁹ elements.
     """
-    return torch.cat([_digits(tensor) for tensor in tensors])
+    sums = torch.stack([_sums(tensor) for tensor in tensors]).unsqueeze(-1)
+    shifts = torch.arange(3, device=sums.device) * 20
+    digits = ((sums[:, :4] >> shifts) & 0xFFFFF).float()  # float32 holds 20 bits, and three do
+    return torch.where(sums[:, 4:] > 0, torch.nan, digits).reshape(-1)
 
 
 def samples(tensors: Sequence[Tensor]) -> Tensor:
@@ -86,15 +88,23 @@ def samples(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(parts)
 
 
-def close_by(old: Tensor, new: Tensor) -> Tensor:
-    """Whether samples `[…, count, n]` lie on one trajectory: `‖new − old‖² < ½(‖new‖² + ‖old‖²)`.
+def close_by(old: Tensor, new: Tensor, where: Tensor) -> Tensor:
+    """Whether samples lie on one trajectory: `‖new − old‖² < ½(‖new‖² + ‖old‖²)`, over `where`.
 
     Other noise has `1 ± 0.06` in place of the ½. Stages of one step have 0.1 at most, 0.3 where an
     ancestral sampler makes four steps (simulated, `tests/test_guard_schedulers.py`).
+
+    Args:
+        old: `[S, M]`.
+        new: `[M]`.
+        where: `[M]` bool, the columns that are compared.
+
+    Returns:
+        `[S]` bool.
     """
-    far = (new - old).square().sum(-1)
-    size = new.square().sum(-1) + old.square().sum(-1)
-    return (2 * far < size).all(-1)
+    far = (new - old).square().where(where, 0).sum(1)
+    size = (new.square() + old.square()).where(where, 0).sum(1)
+    return 2 * far < size
 
 
 def decide(
@@ -135,51 +145,51 @@ def decide(
         slot starts from nothing (bool scalar), the slot (int64 `[1]`); new memory, slots, tally.
     """
     now = timestep.reshape(-1).float()
-    given = (now, drawn, latents, conditioning, grid)
-    sizes = [0 if part is None else part.numel() for part in given]
+    given = (now, *(() if drawn is None else drawn.unbind()), latents, conditioning, grid)
     seen = torch.cat([part.reshape(-1) for part in given if part is not None])
-    then, before, *_ = memory.split(sizes, 1)
+    time, *pictures, draws, texts, places = _columns(given, seen.device)
     equal = memory == seen
-    same = [part.all(1) for part in equal.split(sizes, 1)[2:]]
+    fell, stayed = ((seen < memory) | ~time).all(1), (equal | ~time).all(1)
+    same_draws, same_text, same_place = ((equal | ~part).all(1) for part in (draws, texts, places))
+
     state = torch.where(tally[FRESH] == WARM, slots[:, STATE], tally[FRESH])
     warm = state == WARM
-    knows = warm & same[1]
+    knows = warm & same_text
     used = torch.where(warm, slots[:, USED], -1)
-
-    fell, stayed = (now < then).all(1), (now == then).all(1)
-    again = stayed & same[0] & (sizes[2] > 0)
-    near = ~stayed if drawn is None else close_by(before.unflatten(1, drawn.shape), drawn)
-    second = stayed & near & (slots[:, BEAT] == 1) & ~again
+    again = stayed & same_draws & (latents is not None)
+    second = stayed & (slots[:, BEAT] == 1) & ~again & bool(pictures)
+    for picture in pictures:
+        second = second & close_by(memory, seen, picture)
     goes_on = (fell & (slots[:, TURNS] < 2)) | again | second
-    anew = ~(knows & same[2] & goes_on)
+    anew = ~(knows & same_place & goes_on)
     moved = fell | second
 
     step = torch.where(anew, 0, slots[:, STEP] + moved)
     due = anew | (moved & (step % select_every == 0))
     weigh = due | (moved & (step % weigh_every == 0))
-    phase = torch.where(due, SELECT, torch.where(weigh, WEIGH, REUSE)).to(torch.int32)
+    phase = torch.where(due, SELECT, torch.where(weigh, WEIGH, REUSE))
     turns = slots[:, TURNS] + torch.where(stayed, 2 * take_turns, 1)
     turns = torch.where(fell | ~knows, 0, torch.where(again | second, slots[:, TURNS], turns))
     beat = torch.where(second | anew, 0, (slots[:, BEAT] + fell).clamp(max=2))
     stamp = (used.max() + 1).expand_as(step)
+    # The second call of sequential guidance repeats what the call before it saw in another slot.
+    echo = (warm & (used == used.max()) & again & same_place).any()
+    causes = (state == COLD, state == RESET, knows & ~same_place, warm & ~knows, ~goes_on, due)
+    counted = ((anew | moved) & ~echo, due, weigh, ~weigh, *_first(causes))
 
     slot = torch.where(knows, 2**62, -used).argmax(keepdim=True)
     mine = (torch.arange(len(slots), device=slots.device) == slot).unsqueeze(1)
+    row = torch.stack((phase, step, anew, *counted)).index_select(1, slot).squeeze(1)
     columns = torch.stack((torch.zeros_like(step), step, turns, beat, stamp), 1)
     others = torch.cat((state.unsqueeze(1), slots[:, STATE + 1 :]), 1)
-    # The second call of sequential guidance repeats what the call before it saw in another slot.
-    echo = (warm & (used == used.max()) & stayed & same[0] & same[2]).any() & (sizes[2] > 0)
-    causes = (state == COLD, state == RESET, knows & ~same[2], warm & ~same[1], ~goes_on, due)
-    counted = torch.stack(((anew | moved) & ~echo, due, weigh, ~weigh, *_first(causes)), 1)
-    counts = tally[STEPS:] + counted.index_select(0, slot).squeeze(0)
     return (
-        phase.index_select(0, slot).squeeze(0),
-        step.index_select(0, slot).squeeze(0),
-        anew.index_select(0, slot).squeeze(0),
+        row[0].to(torch.int32),
+        row[1],
+        row[2] != 0,
         slot,
         torch.where(mine, seen, memory),
         torch.where(mine, columns, others),
-        torch.cat((torch.zeros_like(tally[:STEPS]), counts)),
+        torch.cat((torch.zeros_like(tally[:STEPS]), tally[STEPS:] + row[3:])),
     )
 
 
@@ -197,6 +207,15 @@ def cold_tally(device: torch.device) -> Tensor:
     return tally
 
 
+def _columns(parts: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
+    """For each part, its columns among those of all, `[M]` bool: reductions of one shape fuse."""
+    sizes = [0 if part is None else part.numel() for part in parts]
+    column = torch.arange(sum(sizes), device=device)
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+    return [(column >= a) & (column < b) for a, b in zip(starts, ends, strict=True)]
+
+
 def _first(flags: Sequence[Tensor]) -> list[Tensor]:
     """Of flags `[S]`, the first that is True, alone: every selection has one reason."""
     found, kept = torch.zeros_like(flags[0]), []
@@ -206,33 +225,37 @@ def _first(flags: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def _digits(tensor: Tensor) -> Tensor:
-    """`[12]`: four sums of weighted halves of words, each as three digits to the base of 2²⁰."""
-    words = _words(tensor)
-    halves, weights = (words & _HALF, words >> 16), _weights(len(words), words.device)
-    # At most 2¹⁶ · 2¹⁵ · 2²⁹: no sum overflows, and float32 holds each digit.
-    sums = torch.stack([(half * weight).sum() for half in halves for weight in weights])
-    digits = torch.stack([(sums >> shift) & _DIGIT for shift in (0, 20, 40)]).float().reshape(-1)
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return digits
-    return torch.where(torch.isnan(tensor).any(), torch.nan, digits)
+def _sums(tensor: Tensor) -> Tensor:
+    """`[5]` int64: sums of both halves of all words by two weights of each place, and of NaNs.
+
+    One reduction: a compiler makes two kernels of it at most.
+    """
+    words, broken = _words(tensor)
+    row = torch.arange(5, device=words.device).unsqueeze(1)
+    half = (words >> (row // 2 * 16)) & 0xFFFF
+    weight = ((_mixed(len(words), words.device) >> (row % 2 * 16)) & 0x7FFF) + 1
+    # At most 2¹⁶ · 2¹⁵ · 2²⁹: no sum overflows.
+    return torch.where(row < 4, half * weight, broken.long()).sum(1)
 
 
-def _words(tensor: Tensor) -> Tensor:
-    """The bits of all elements as int64 in `[0, 2³²)`; types of 64 bits give two words each."""
+def _words(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """The bits of all elements as int64 in `[0, 2³²)`, and which are NaN.
+
+    Types of 64 bits give two words each.
+    """
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+    broken = flat != flat
     if flat.dtype == torch.float64:
         flat = flat.view(torch.int64)
     elif flat.is_floating_point():
         flat = flat.float().view(torch.int32)
     if flat.dtype == torch.int64:
-        return torch.cat((flat & _WORD, (flat >> 32) & _WORD))
-    return flat.long() & _WORD
+        return torch.cat((flat & _WORD, (flat >> 32) & _WORD)), torch.cat((broken, broken))
+    return flat.long() & _WORD, broken
 
 
-def _weights(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two pseudo-random numbers of each place, from 1 to 2¹⁵: what a mixed counter's bits say."""
+def _mixed(count: int, device: torch.device) -> Tensor:
+    """A pseudo-random number of 32 bits for each place: a counter, mixed."""
     mixed = torch.arange(1, count + 1, device=device) * 0x9E3779B1 & _WORD
     mixed = (mixed ^ (mixed >> 15)) * 0x5BD1E995 & _WORD
-    mixed = mixed ^ (mixed >> 13)
-    return (mixed & 0x7FFF) + 1, ((mixed >> 16) & 0x7FFF) + 1
+    return mixed ^ (mixed >> 13)
