@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -171,8 +172,43 @@ def test_a_later_format_and_missing_code(small_package: Built, tmp_path: Path) -
     path = altered(small_package.path, tmp_path / "later.pt2", lambda d: d.update(format=99))
     with pytest.raises(PackageError, match="has format 99"):
         toma_fx.load(path)
-    path = altered(small_package.path, tmp_path / "empty.pt2", lambda d: None)
+    path = altered(small_package.path, tmp_path / "empty.pt2", lambda d: d.update(members={}))
     with pytest.raises(PackageError, match="cannot be loaded"):
+        toma_fx.load(path)
+
+
+def library_of(path: Path) -> zipfile.ZipInfo:
+    with zipfile.ZipFile(path) as archive:
+        libraries = [member for member in archive.infolist() if member.filename.endswith(".so")]
+    return libraries[0]
+
+
+def test_a_damaged_library_is_never_loaded(small_package: Built, tmp_path: Path) -> None:
+    """4 KiB of it are overwritten, as by a disk that fails."""
+    path, library = tmp_path / "damaged.pt2", library_of(small_package.path)
+    contents = bytearray(small_package.path.read_bytes())
+    place = library.header_offset + library.file_size // 2
+    contents[place : place + 4096] = bytes(4096)
+    path.write_bytes(contents)
+    with pytest.raises(PackageError, match=rf"{re.escape(library.filename)} is damaged"):
+        toma_fx.load(path)
+
+
+@pytest.mark.parametrize("problem", ["is missing", "was added to it", "is damaged"])
+def test_every_member_is_the_one_that_was_exported(
+    problem: str, small_package: Built, tmp_path: Path
+) -> None:
+    """Also where the archive as such is sound."""
+    path, library = tmp_path / "other.pt2", library_of(small_package.path).filename
+    name = "model/extra/more.txt" if problem == "was added to it" else library
+    with zipfile.ZipFile(small_package.path) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.namelist():
+            if member != library or problem != "is missing":
+                more = b"x" if member == library and problem == "is damaged" else b""
+                new.writestr(member, old.read(member) + more)
+        if problem == "was added to it":
+            new.writestr(name, "more")
+    with pytest.raises(PackageError, match=f"{re.escape(name)} {problem}"):
         toma_fx.load(path)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toma_fx import kernels, reference
@@ -68,6 +68,64 @@ def test_half_precision_plans_keep_their_dtype() -> None:
         plans.append((torch.zeros(1, 2, 8, dtype=torch.int64), *matrices))
         operation(hidden, None, phase, *plans[-1], 1e-3, "transpose", False)
     assert all(torch.equal(a, b) for a, b in zip(*plans, strict=True))
+
+
+@pytest.mark.parametrize("unmerge", ["transpose", "pinv"])
+@pytest.mark.parametrize("slots", [0, 3])
+def test_a_slot_is_written_and_the_others_are_left(slots: int, unmerge: str) -> None:
+    sizes = ((2, 2, 6), (4, 6, 16), (4, 16, 6))
+    dtypes = (torch.int64, torch.float32, torch.float32)
+    plans = [
+        [torch.ones(slots or 1, *s, dtype=d) for s, d in zip(sizes, dtypes, strict=True)]
+        for _ in range(2)
+    ]
+    hidden = torch.randn(2, 32, 8)
+    for phase in (SELECT, REUSE, WEIGH):
+        for plan, operation in zip(plans, (plan_on_cpu, torch.ops.toma_fx.plan_), strict=True):
+            slot = torch.tensor([1]) if slots else None
+            buffers = plan if slots else [buffer[0] for buffer in plan]
+            due = torch.tensor(phase, dtype=torch.int32)
+            operation(hidden, None, due, *buffers, 1e-3, unmerge, False, slot)
+        for ours, theirs in zip(*plans, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        hidden = hidden + torch.randn(hidden.shape)
+    others = [place for place in range(slots) if place != 1]
+    assert all((buffer[others] == 1).all() for buffer in plans[0])
+
+
+class Planned(nn.Module):
+    """A plan in the smallest graph there is around it."""
+
+    def __init__(self, batch: int, windows: int, size: int, count: int, slots: int) -> None:
+        super().__init__()
+        plans = (slots,) if slots else ()
+        self.slots = slots
+        self.register_buffer("picks", torch.zeros(*plans, batch, windows, count).long())
+        self.register_buffer("merge", torch.zeros(*plans, batch * windows, count, size))
+        self.register_buffer("back", torch.zeros(*plans, batch * windows, size, count))
+
+    def forward(self, hidden: Tensor, phase: Tensor, slot: Tensor) -> Tensor:
+        plan = (self.picks, self.merge, self.back)
+        given = slot if self.slots else None
+        plan_on_cpu(hidden, None, phase, *plan, 1e-3, "transpose", False, given)
+        return self.merge.sum()
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+@pytest.mark.parametrize(
+    ("batch", "windows", "size", "count"),
+    [(1, 1, 64, 32), (1, 1, 4, 1), (1, 2, 8, 8), (2, 1, 9, 4)],
+)
+def test_plans_of_any_size_are_exported(
+    batch: int, windows: int, size: int, count: int, slots: int
+) -> None:
+    """Strides of axes with a single element may be anything, and branches must agree in them."""
+    hidden = torch.randn(batch, windows * size, 8)
+    call = hidden, torch.tensor(SELECT, dtype=torch.int32), torch.tensor([slots - 1])
+    model = Planned(batch, windows, size, count, slots)
+    with torch.no_grad():
+        program = torch.export.export(model, call, strict=False).run_decompositions()
+        assert torch.equal(program.module()(*call), model(*call))
 
 
 def graph_on(device: str) -> torch.fx.GraphModule:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from toma_fx import guard
-from toma_fx.ahead.package import Entry, check_machine, read_description
+from toma_fx.ahead.package import Entry, check_machine, check_members, read_description
 from toma_fx.ahead.signature import Caller
 from toma_fx.ahead.transform import first_line
 from toma_fx.errors import CallError, PackageError
@@ -24,7 +24,8 @@ def load(path: str | Path) -> LoadedModel:
     """Load a package that `toma_fx.export` wrote.
 
     A package holds native code, which this runs: load only what you trust, as you would a shared
-    library. Nothing else in toma_fx loads one. What it says of itself is read and checked first.
+    library. Nothing else in toma_fx loads one. What it says of itself is read and checked first,
+    and so are the checksums of all that it holds, which takes a second or two a gigabyte.
 
     Args:
         path: the `.pt2` file.
@@ -35,12 +36,13 @@ def load(path: str | Path) -> LoadedModel:
 
     Raises:
         FileNotFoundError: there is no such file.
-        PackageError: it is cut short, or not written by `toma_fx.export`.
+        PackageError: it is cut short or damaged, or not written by `toma_fx.export`.
         MismatchError: it was built for another device, processor or torch release.
     """
     place = Path(path)
     description = read_description(place)
     check_machine(place, description)
+    check_members(place, description)
     return LoadedModel(place, description)
 
 

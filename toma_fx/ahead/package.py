@@ -1,11 +1,13 @@
 """The file: what a package says of itself, how it is written, and whether this machine can run it.
 
 A package is the archive that torch writes, `data/aotinductor/<entry>/…`, with one more file in it,
-`extra/toma_fx.json`. It is read as a zip file before any native code of the package is loaded.
+`extra/toma_fx.json`. It is read as a zip file before any native code of the package is loaded, and
+so is every other member: a damaged library would load, and compute something else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +26,7 @@ from toma_fx.config import TomaConfig
 from toma_fx.errors import ConfigError, MismatchError, PackageError
 
 _EXTRA = "toma_fx.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
@@ -97,8 +99,12 @@ def write_package(path: Path, files: dict[str, list[Any]], description: dict[str
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         draft = Path(folder) / path.name  # the archive's root folder is named after the file
-        text = json.dumps(description, indent=1)
-        package_pt2(str(draft), aoti_files=files, extra_files={_EXTRA: text})
+        package_pt2(str(draft), aoti_files=files)
+        with zipfile.ZipFile(draft, "a") as archive:
+            members = {name: _checksum(archive, name) for name in archive.namelist()}
+            root = next(iter(members)).partition("/")[0]
+            text = json.dumps({**description, "members": members}, indent=1)
+            archive.writestr(f"{root}/extra/{_EXTRA}", text)
         os.replace(draft, path)
 
 
@@ -130,6 +136,41 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path} has format {known!r}, this toma_fx reads {_FORMAT}: export it again"
         )
     return description
+
+
+def check_members(path: Path, description: Mapping[str, Any]) -> None:
+    """Refuse a file that is not, to the last bit, what was exported. Reads all of it once.
+
+    Raises:
+        PackageError: a member is damaged, missing or foreign; the message names it.
+    """
+    expected = description["members"]
+    with zipfile.ZipFile(path) as archive:
+        there = [name for name in archive.namelist() if not name.endswith(f"/extra/{_EXTRA}")]
+        for name in sorted({*expected, *there}):
+            if name not in there:
+                problem = "is missing"
+            elif name not in expected:
+                problem = "was added to it"
+            elif _checksum(archive, name) != expected[name]:
+                problem = "is damaged"
+            else:
+                continue
+            raise PackageError(
+                f"{path} is not what was exported: {name} {problem}; copy it or export it again"
+            )
+
+
+def _checksum(archive: zipfile.ZipFile, name: str) -> str:
+    """SHA-256 of a member, or why it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with archive.open(name) as member:
+            while block := member.read(2**20):
+                found.update(block)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        return f"unreadable: {error}"
+    return found.hexdigest()
 
 
 def check_machine(path: Path, description: Mapping[str, Any]) -> None:
