@@ -67,6 +67,7 @@ def run_passes(
     report = Report(seconds=clock.seconds)
     regions: list[Region] = []
     normal: fx.GraphModule | None = None
+    slots = 1
     result = gm
     try:
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
@@ -78,6 +79,7 @@ def run_passes(
         if groups:
             guard = clock.time("guard", lambda: _guard(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
+            slots = guard.slots(config)
             result = clock.time(
                 "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge, scopes)
             )
@@ -93,7 +95,7 @@ def run_passes(
     profile = find_profile(config.device, _device(normal) if normal else torch.device("cpu"))
     report.regions = [_reported(region, profile) for region in regions]
     if normal is not None:
-        report.forecast = model_forecast(normal.graph, regions, config, profile)
+        report.forecast = model_forecast(normal.graph, regions, config, profile, slots)
     report.remarks = scope_remarks(regions)
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)

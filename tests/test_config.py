@@ -10,7 +10,7 @@ import pytest
 from toma_fx import ConfigError, TomaConfig
 from toma_fx.config import KINDS, closest, split_options
 
-COUNTS = ("window", "select_every", "weigh_every", "min_tokens", "span")
+COUNTS = ("window", "select_every", "weigh_every", "min_tokens", "span", "slots")
 CHOICES = ("order", "unmerge", "share", "scope")
 
 

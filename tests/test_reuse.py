@@ -143,6 +143,19 @@ INVERSION = [1.0, 2.0, 3.0, 4.0]
 RESTART = [9.0, 8.0, 7.0, 8.5, 7.5, 6.5]
 
 
+def test_second_stages_reuse_the_plan_of_the_first() -> None:
+    """As Heun calls: each timestep twice, with latents that lie close together."""
+    model = Tiny()
+    run, oracle = compiled(model), Oracle(model)
+    start = inputs(0)[0]
+    for step, time in enumerate(HEUN):
+        call = inputs(time)
+        moved = start + 0.1 * step * call[0].roll(1)
+        assert same(run(moved, *call[1:]), oracle(moved, *call[1:]))
+    assert reuse_stats(model).selections == 3  # of eight calls, as Euler's eight would
+    assert reuse_stats(model).steps == 8
+
+
 @pytest.mark.parametrize(
     ("times", "selections"), [(ONE_STEP, 4), (HEUN, 4), (INVERSION, 4), (RESTART, 2)]
 )

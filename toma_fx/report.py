@@ -56,7 +56,7 @@ class ModelForecast:
         seconds_before: a call of the plain graph.
         seconds_after: a call of the merged graph, planning included.
         planning_seconds: of it, what planning costs a call, on average over its schedule.
-        plan_bytes: memory of the plans.
+        plan_bytes: memory of the plans, of all slots.
     """
 
     device: str

@@ -41,8 +41,9 @@ class SlotBuffer:
     """A tensor of zeros for each slot, in one buffer of the graph; a call sees that of its slot.
 
     Streams park every buffer whose name starts with one of `PREFIXES`. With one slot nothing is
-    emitted beside the buffer itself; with more, reading copies one slot, and writing, which
-    Inductor does in place, stores one: `2 · sizes` of traffic and a launch each.
+    emitted beside the buffer itself. With more, what Inductor makes of it moves the bytes of one:
+    writing stores into the buffer in place, fused with what computes the value; reading fuses with
+    what comes next, but for products of matrices, which read a copy (one launch).
 
     Attributes:
         node: `[S, *sizes]`, or `sizes` with one slot; for operations that find the slot themselves.

@@ -46,9 +46,13 @@ def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:
 
 
 def model_forecast(
-    graph: fx.Graph, regions: Iterable[Region], config: TomaConfig, profile: DeviceProfile
+    graph: fx.Graph,
+    regions: Iterable[Region],
+    config: TomaConfig,
+    profile: DeviceProfile,
+    slots: int = 1,
 ) -> ModelForecast:
-    """The whole graph, from what its merged regions save."""
+    """The whole graph, from what its merged regions save; `slots` plans are kept of each group."""
     merged = [region for region in regions if region.status == "merged"]
     groups = {id(region.group): region.group for region in merged if region.group is not None}
     forecasts = [region.forecast for region in merged if region.forecast is not None]
@@ -63,7 +67,7 @@ def model_forecast(
         seconds_before=before,
         seconds_after=max(before - saved, 0.0) + planning,
         planning_seconds=planning,
-        plan_bytes=plan_bytes(groups.values()),
+        plan_bytes=slots * plan_bytes(groups.values()),
     )
 
 

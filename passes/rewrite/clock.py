@@ -37,7 +37,8 @@ class GuardInputs:
         timestep: None where the graph shows none; every call then selects anew.
         latents: what a repeated timestep is compared by: whatever is another at each step.
         conditioning: the other inputs that carry features.
-        tables: inputs that carry none, masks and positions: conditioning as well.
+        tables: inputs that carry none, masks and positions: conditioning as well, but for those
+            that give the order of tokens, which are guarded by themselves.
         note: why there is no timestep.
     """
 
@@ -46,6 +47,15 @@ class GuardInputs:
     conditioning: tuple[fx.Node, ...] = ()
     tables: tuple[fx.Node, ...] = ()
     note: str = ""
+
+    def told_apart(self, config: TomaConfig) -> tuple[fx.Node, ...]:
+        """What must be the same for a slot to serve a call."""
+        looked_at = self.timestep is not None and "conditioning" in config.guard
+        return (*self.conditioning, *self.tables) if looked_at else ()
+
+    def slots(self, config: TomaConfig) -> int:
+        """How many conditionings are kept apart; 1 where none is looked at."""
+        return config.slots if self.told_apart(config) else 1
 
 
 def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
@@ -63,13 +73,14 @@ def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfi
     features = [p for p in others if inputs.is_feature(p)]
     moving = {p for p in features if p in origins or len(shape(p)) >= 4}
     moving |= {p for p in others if _joins_stream(p, inputs)}
+    places = {g.positions.node for g in groups if g.positions is not None}
     if timestep is not None:
         moving |= {p for p in others if _named_time(p) and _is_clock(p, inputs)}
     return GuardInputs(
         timestep,
         latents=tuple(p for p in others if p in moving),
         conditioning=tuple(p for p in features if p not in moving),
-        tables=tuple(p for p in others if p not in moving and p not in features),
+        tables=tuple(p for p in others if p not in moving and p not in (*features, *places)),
         note=note,
     )
 
@@ -161,49 +172,37 @@ class Clock:
 
     def emit(self, emit: Emitter, copies: dict[fx.Node, fx.Node]) -> Moment:
         """The nodes that say what is due, on the device of the plans."""
-        if self._found.timestep is None:
+        found, config = self._found, self._config
+        if found.timestep is None:
             return self._always(emit)
 
         def here(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             return [self._here(emit, copies[node]) for node in nodes]
 
-        latents, conditioning = here(self._found.latents), here(self._conditioning)
+        latents, conditioning = here(found.latents), here(found.told_apart(config))
 
         def read(how: Callable[..., Tensor], nodes: list[fx.Node]) -> fx.Node | None:
             return emit.inline(how, *nodes) if nodes else None
 
         parts = [
-            *here((self._found.timestep,)),
+            *here((found.timestep,)),
             read(_samples, latents),
             read(_fingerprint, latents),
             read(_fingerprint, conditioning),
             read(_fingerprint, here(self._positions)),
         ]
         size = sum(part.meta["val"].numel() for part in parts if part is not None)
-        slots = self.slots
+        slots = found.slots(config)
         state = (
             emit.buffer("toma_guard_memory", lambda: self._zeros(slots, size)),
             emit.buffer("toma_guard_slots", lambda: self._zeros(slots, SLOT_SIZE).long()),
             self._tally(emit),
         )
-        config = self._config
         schedule = (config.select_every, config.weigh_every, "turns" in config.guard)
         phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *schedule)
         for buffer, value in zip(state, after, strict=True):
             emit.call(aten.copy_.default, (buffer, value))
         return Moment(phase, step, fresh, slot if slots > 1 else None, slots)
-
-    @property
-    def slots(self) -> int:
-        """How many conditionings are kept apart; 1 where none is looked at."""
-        return self._config.slots if self._conditioning else 1
-
-    @property
-    def _conditioning(self) -> tuple[fx.Node, ...]:
-        if self._found.timestep is None or "conditioning" not in self._config.guard:
-            return ()
-        known = (*self._found.conditioning, *self._found.tables)
-        return tuple(node for node in known if node not in self._positions)
 
     def _always(self, emit: Emitter) -> Moment:
         tally = self._tally(emit)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.helpers import Block, Sequence, merged, repeated_tokens
+import toma_fx
+from tests.helpers import Block, Sequence, capture, merged, repeated_tokens
+from tests.tiny import Tiny, inputs
 from toma_fx import TomaConfig, explain
 from toma_fx.passes.find.region import MARGIN, Forecast
 
@@ -73,6 +77,17 @@ def test_plans_take_the_memory_that_they_take() -> None:
     buffers = dict(run.graph.named_buffers())
     held = sum(b.numel() * b.element_size() for n, b in buffers.items() if "toma_plan_" in n)
     assert run.report.forecast.plan_bytes == held
+
+
+def test_plans_of_all_slots_count() -> None:
+    model, config = Tiny(), TomaConfig(window=4, min_tokens=16, regions="all", slots=3)
+    result = toma_fx.rewrite(*capture(model, *inputs(9)), config)
+    state = dict(result.graph_module.named_buffers())
+    held = sum(b.numel() * b.element_size() for n, b in state.items() if "toma_plan_" in n)
+    assert result.report.forecast.plan_bytes == held
+    alone = dataclasses.replace(config, guard=("timestep",))
+    single = toma_fx.rewrite(*capture(model, *inputs(9)), alone).report.forecast
+    assert held == 3 * single.plan_bytes
 
 
 def test_a_model_of_two_graphs_adds_up() -> None:

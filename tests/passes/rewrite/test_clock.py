@@ -28,6 +28,7 @@ class Found:
     timestep: str | None
     latents: set[str]
     conditioning: set[str]
+    tables: set[str]
     note: str
 
 
@@ -54,12 +55,14 @@ def guard_inputs(analysis: Analysis, **options: Any) -> Found:
     found = find_guard_inputs(analysis, groups, config)
     assert isinstance(found, GuardInputs)
     placeholders = set(analysis.graph.find_nodes(op="placeholder"))
-    assert {*found.latents, *found.conditioning} <= placeholders
-    assert not set(found.latents) & set(found.conditioning)
+    parts = (*found.latents, *found.conditioning, *found.tables)
+    assert set(parts) <= placeholders
+    assert len(set(parts)) == len(parts)
     return Found(
         None if found.timestep is None else input_name(found.timestep),
         {input_name(node) for node in found.latents},
         {input_name(node) for node in found.conditioning},
+        {input_name(node) for node in found.tables},
         found.note,
     )
 
@@ -96,8 +99,9 @@ def test_flux_is_timed_by_its_timestep_and_not_by_its_guidance(of_flux: Analysis
     found = guard_inputs(of_flux)
     assert (found.timestep, found.note) == ("timestep", "")
     assert found.latents == {"hidden_states"}
-    # Positions are neither: the grid is guarded by itself.
     assert found.conditioning == {"encoder_hidden_states", "pooled_projections", "guidance"}
+    # Positions of the picture are neither: the grid is guarded by itself.
+    assert found.tables == {"txt_ids"}
 
 
 def test_half_precision_flux_is_timed_alike() -> None:
@@ -267,6 +271,7 @@ def test_inputs_that_only_mask_or_place_are_not_conditioning() -> None:
     found = found_in(embed, t=number(), gain=torch.ones(1, 16), words=torch.ones(1, 6))
     assert found.timestep == "t"
     assert found.conditioning == {"words"}
+    assert found.tables == {"gain"}
 
 
 def test_a_second_picture_is_compared_with_the_latents() -> None:
@@ -278,6 +283,53 @@ def test_a_second_picture_is_compared_with_the_latents() -> None:
     found = found_in(embed, t=number(), control=torch.ones(1, 4, 8, 8))
     assert found.latents == {"picture", "control"}
     assert found.conditioning == set()
+
+
+def test_residuals_of_a_control_network_change_with_every_step() -> None:
+    """They are added to the stream as they are; a text of the same shape is projected first."""
+    model = flux(num_layers=1, num_single_layers=0)
+    given = flux_inputs(model, 8, 8, text=64)
+    residuals = torch.randn(1, 64, 64)
+    found = guard_inputs(analyse(model, **given, controlnet_block_samples=[residuals]))
+    (control,) = found.latents - {"hidden_states"}
+    assert "encoder_hidden_states" in found.conditioning
+    assert "controlnet_block_samples" in control
+    scaled = 0.5 * residuals
+    assert guard_inputs(analyse(Scaled(model), scaled, **given)).latents == {
+        "hidden_states",
+        "residuals",
+    }
+
+
+class Scaled(nn.Module):
+    """A model that weighs its control network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, residuals: Tensor, **given: Any) -> Any:
+        return self.model(**given, controlnet_block_samples=[(residuals * 0.3).float()])
+
+
+def test_a_second_time_changes_with_every_step() -> None:
+    def embed(model: Model, timestep: Tensor, time_next: Tensor, scale: Tensor) -> Tensor:
+        return model.one(timestep) + model.two(time_next) + model.one(scale)
+
+    analysis = analyse(
+        Model(embed), torch.randn(1, 4, 8, 8), timestep=number(), time_next=number(), scale=number()
+    )
+    found = guard_inputs(analysis, timestep_input="timestep")
+    assert found.latents == {"picture", "time_next"}
+    assert found.conditioning == {"scale"}
+
+
+def test_slots_are_kept_where_there_is_something_to_tell_apart() -> None:
+    node = fx.Graph().placeholder("t")
+    bare, full = GuardInputs(node), GuardInputs(node, tables=(node,))
+    config = TomaConfig(slots=3)
+    assert [one.slots(config) for one in (GuardInputs(None), bare, full)] == [1, 1, 3]
+    assert full.slots(TomaConfig(slots=3, guard=("timestep",))) == 1
 
 
 @dataclass
