@@ -18,7 +18,7 @@ __all__ = ["REFERENCE", "SELECTIONS", "Contestant", "Field", "distinct", "everyo
 
 _SCHEDULES = ((1, 1), (2, 2), (3, 3), (5, 1), (5, 5), (10, 1), (10, 5), (20, 10))
 _SHARES = (0.75, 0.5, 0.25, 0.83, 0.67, 0.58, 0.42, 0.33)  # the first of equal counts is kept
-_JUDGED = 64  # pairs that show whether captions are followed
+_JUDGED = 32  # pairs that show whether captions are followed
 
 SELECTIONS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
