@@ -16,15 +16,13 @@ reads and writes the one that `slot` names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from toma_fx import kernels, reference
+from toma_fx.planning import REUSE, SELECT, WEIGH, pad_mask, select, windowed
 
-REUSE, WEIGH, SELECT = 0, 1, 2
-"""Phases: keep the plan; compute its weights anew; pick destinations and weights anew."""
+__all__ = ["REUSE", "SELECT", "WEIGH", "pad_mask", "select", "windowed"]
 
 _library = torch.library.Library("toma_fx", "DEF")
 _library.define(
@@ -32,40 +30,6 @@ _library.define(
     "Tensor(b!) merging, Tensor(c!) unmerging, float temperature, str unmerge, bool pairs, "
     "Tensor? slot=None) -> ()"
 )
-
-
-def windowed(hidden: Tensor, order: Tensor | None, size: int) -> Tensor:
-    """`[B, N, C]` tokens to `[B·W, n, C]` windows; `order` `[W·n]` lists each slot's token."""
-    ordered = hidden if order is None else hidden.index_select(1, order)
-    return ordered.reshape(-1, size, hidden.shape[-1])
-
-
-def pad_mask(
-    batch: int, windows: int, size: int, tokens: int, device: torch.device
-) -> Tensor | None:
-    """`[B·W, n]` bool, False at pads; None without pads (see `Windows`)."""
-    pads = windows * size - tokens
-    if pads == 0:
-        return None
-    valid = torch.ones(batch, windows, size, dtype=torch.bool, device=device)
-    valid[:, windows - pads :, -1] = False
-    return valid.view(-1, size)
-
-
-def select(
-    similarities: Tensor,
-    count: int,
-    valid: Tensor | None,
-    pairs: bool,
-    greedy: Callable[[Tensor, int, Tensor | None], Tensor] = reference.greedy,
-) -> Tensor:
-    """`[B·W, d]` destinations; with `pairs`, item `i` shares those of item `i + B/2`."""
-    units = reference.fixed_point(similarities)
-    if not pairs:
-        return greedy(units, count, valid)
-    half = units.shape[0] // 2
-    both = torch.stack((units[:half], units[half:]), 1)
-    return greedy(both, count, None if valid is None else valid[:half]).repeat(2, 1)
 
 
 def _plan(

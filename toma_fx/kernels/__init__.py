@@ -8,8 +8,8 @@ serves all phases:
                                          └─ weights ─▶ merging, unmerging    (phases 1 and 2)
 
 `toma_fx.reference` is the specification; the kernels pick exactly what it picks, given the same
-similarities. Windows above `LARGEST_WINDOW` tokens and `unmerge="pinv"` take `fallback`, which is
-slow but does not wait either.
+similarities. Larger windows and `unmerge="pinv"` take `fallback`, which is slow but does not wait
+either.
 
 Nothing here imports Triton before a plan is made on CUDA: a machine without it loses nothing.
 """
@@ -20,9 +20,6 @@ import importlib.util
 
 import torch
 from torch import Tensor
-
-LARGEST_WINDOW = 256
-"""Tokens of the largest window whose plan the kernels make."""
 
 
 def available() -> bool:

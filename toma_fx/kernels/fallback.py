@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from toma_fx import reference
-from toma_fx.operations import REUSE, SELECT
+from toma_fx.planning import REUSE, SELECT
+
+LARGEST_WINDOW = 256
+"""Tokens of the largest window whose plan the kernels make."""
 
 
 def select_always(

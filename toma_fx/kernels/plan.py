@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from toma_fx.kernels import LARGEST_WINDOW
-from toma_fx.kernels.fallback import select_always, weigh_always
+from toma_fx.kernels.fallback import LARGEST_WINDOW, select_always, weigh_always
 from toma_fx.kernels.greedy import launch_greedy
 from toma_fx.kernels.similarity import launch_similarity
 from toma_fx.kernels.weights import launch_weights
-from toma_fx.operations import pad_mask
+from toma_fx.planning import pad_mask
 
 
 def plan_kernels(
