@@ -8,6 +8,7 @@ runs of four tokens of a Hilbert curve.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -126,12 +127,4 @@ TOMESD = Method(
     planning=planning,
     on_residual=True,
 )
-TOFU = Method(
-    plan=FusedPlan,
-    cells=lambda config: (2, "cell"),
-    windows=windows,
-    readers=all_readers,
-    merging=merging,
-    planning=planning,
-    on_residual=True,
-)
+TOFU = replace(TOMESD, plan=FusedPlan)
