@@ -14,27 +14,14 @@ from rich.table import Table
 from torch._inductor import list_mode_options
 
 import toma_fx
-from toma_fx.cli.inputs import inputs_for
-from toma_fx.cli.options import (
-    add_config,
-    add_device,
-    add_dtype,
-    add_model,
-    config_of,
-    device_of,
-    dtype_of,
-)
-from toma_fx.cli.presets import build, find_preset
+from toma_fx.cli.options import add_run, config_of, running
 from toma_fx.config import TomaConfig
 from toma_fx.report import seconds_text
 from toma_fx.timing import interleaved
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, default="sdxl-small", size=512)
-    add_config(parser)
-    add_device(parser)
-    add_dtype(parser, "float32")
+    add_run(parser)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: 5)")
     parser.add_argument(
         "--mode",
@@ -47,16 +34,14 @@ def run(given: argparse.Namespace) -> None:
     console = Console()
     # Falling timesteps of one picture: plans are made on their schedule, as in a real generation.
     config = config_of(given)
-    device = device_of(given)
-    model = build(find_preset(given.model), device, dtype_of(given.dtype))
-    inputs = inputs_for(model, given.height, given.width, given.batch)
+    model, inputs = running(given)
     with torch.no_grad():
         calls = contestants(model, inputs, config, given.mode)
         for name in track(list(calls), "compiling", console=console, transient=True):
             calls[name]()
         report = toma_fx.last_report()
         rounds = track(range(given.rounds), "timing", console=console, transient=True)
-        seconds = interleaved(calls, rounds, device)
+        seconds = interleaved(calls, rounds, next(model.parameters()).device)
     _show(seconds, report, console)
 
 

@@ -10,25 +10,12 @@ import torch
 from rich.console import Console
 
 from toma_fx.bisect import bisect, change
-from toma_fx.cli.inputs import inputs_for
-from toma_fx.cli.options import (
-    add_config,
-    add_device,
-    add_dtype,
-    add_model,
-    config_of,
-    device_of,
-    dtype_of,
-)
-from toma_fx.cli.presets import build, find_preset
+from toma_fx.cli.options import add_run, config_of, running
 from toma_fx.errors import ConfigError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, default="sdxl-small", size=512)
-    add_config(parser)
-    add_device(parser)
-    add_dtype(parser, "float32")
+    add_run(parser)
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -50,8 +37,7 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError("--tolerance must be at least 0, --steps at least 1")
     console, config = Console(stderr=True, highlight=False), config_of(given)
     torch.manual_seed(given.seed)
-    model = build(find_preset(given.model), device_of(given), dtype_of(given.dtype))
-    inputs = inputs_for(model, given.height, given.width, given.batch)
+    model, inputs = running(given)
     with torch.no_grad():
         plain = _denoised(model, inputs, given.steps)
     last = 0.0

@@ -7,8 +7,10 @@ import ast
 from typing import Any
 
 import torch
+from torch import nn
 
-from toma_fx.cli.presets import PRESETS
+from toma_fx.cli.inputs import inputs_for
+from toma_fx.cli.presets import PRESETS, build, find_preset
 from toma_fx.config import TomaConfig, split_options
 from toma_fx.errors import ConfigError
 
@@ -56,17 +58,27 @@ def config_of(given: argparse.Namespace, **fields: Any) -> TomaConfig:
     return split_options({"ratio": given.ratio, **fields}, ())[0]
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """A model that runs on this machine, small unless another is named, and its configuration."""
+    add_model(parser, default="sdxl-small", size=512)
+    add_config(parser)
     parser.add_argument(
         "--on", default="auto", choices=("auto", "cpu", "cuda"), help="where to run"
     )
+    add_dtype(parser, "float32")
 
 
-def device_of(given: argparse.Namespace) -> torch.device:
-    """The device of `--on`; `auto` is a GPU where there is one."""
-    if given.on == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(given.on)
+def running(given: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of `add_run` with random weights, and the arguments of a call.
+
+    Raises:
+        ModelError: there is no such model, or it takes no picture of this size.
+    """
+    name = given.on
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build(find_preset(given.model), torch.device(name), dtype_of(given.dtype))
+    return model, inputs_for(model, given.height, given.width, given.batch)
 
 
 def dtype_of(name: str) -> torch.dtype:
