@@ -16,11 +16,12 @@ reads and writes the one that `slot` names.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from toma_fx import kernels, reference
-from toma_fx.planning import REUSE, SELECT, WEIGH, pad_mask, select, windowed
+from toma_fx.planning import REUSE, SELECT, WEIGH, PlanArguments, pad_mask, select, windowed
 
 __all__ = ["REUSE", "SELECT", "WEIGH", "pad_mask", "select", "windowed"]
 
@@ -32,34 +33,24 @@ _library.define(
 )
 
 
-def _plan(
-    hidden: Tensor,
-    order: Tensor | None,
-    phase: Tensor,
-    destinations: Tensor,
-    merging: Tensor,
-    unmerging: Tensor,
-    temperature: float,
-    unmerge: str,
-    pairs: bool,
-    slot: Tensor | None = None,
-) -> None:
-    due = int(phase)
+def _plan(*given: Any) -> None:
+    call = PlanArguments(*given)
+    due, hidden = int(call.phase), call.hidden
     if due == REUSE:
         return
-    if slot is not None:
-        place = int(slot)
-        destinations, merging, unmerging = destinations[place], merging[place], unmerging[place]
+    place = ... if call.slot is None else int(call.slot)
+    destinations, merging, unmerging = (buffer[place] for buffer in call.buffers)
     batch, windows, count = destinations.shape
     size = merging.shape[-1]
-    similarities = reference.similarity(windowed(hidden, order, size))
+    similarities = reference.similarity(windowed(hidden, call.order, size))
     valid = pad_mask(batch, windows, size, hidden.shape[1], hidden.device)
     if due == SELECT:
-        picks = select(similarities, count, valid, pairs)
+        picks = select(similarities, count, valid, call.pairs)
         destinations.copy_(picks.view_as(destinations))
-    weights = reference.spread(similarities, destinations.view(-1, count), temperature, valid)
+    chosen = destinations.view(-1, count)
+    weights = reference.spread(similarities, chosen, call.temperature, valid)
     merging.copy_(reference.merge_matrix(weights))
-    unmerging.copy_(reference.unmerge_matrix(weights, unmerge))
+    unmerging.copy_(reference.unmerge_matrix(weights, call.unmerge))
 
 
 _library.impl("plan_", _plan, "CompositeExplicitAutograd")

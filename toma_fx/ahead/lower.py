@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from toma_fx import reference
+from toma_fx import operations, reference  # noqa: F401 - registers what is lowered
 from toma_fx.errors import ExportError
 from toma_fx.kernels import available
-from toma_fx.operations import REUSE, SELECT, pad_mask, select
+from toma_fx.planning import REUSE, SELECT, PlanArguments, pad_mask, select
 
 PLAN = torch.ops.toma_fx.plan_.default
 
@@ -66,27 +66,18 @@ def _lowered(device: str) -> Callable[..., Any]:
     return kernels
 
 
-def plan_on_cpu(
-    hidden: Tensor,
-    order: Tensor | None,
-    phase: Tensor,
-    destinations: Tensor,
-    merging: Tensor,
-    unmerging: Tensor,
-    temperature: float,
-    unmerge: str,
-    pairs: bool,
-    slot: Tensor | None = None,
-) -> None:
+def plan_on_cpu(*given: Any) -> None:
     """`toma_fx::plan_` in operations that are exported; arguments and effects are the same.
 
     Both conditions compute the similarities: passing them on would compute them at every step.
     A step that reuses its plan copies it, `2·B·W·d·n` numbers, since a branch may not return
     what it was given.
     """
-    buffers = (destinations, merging, unmerging)
-    if slot is not None:
-        destinations, merging, unmerging = (b.index_select(0, slot).squeeze(0) for b in buffers)
+    hidden, order, phase, *held, temperature, unmerge, pairs, slot = PlanArguments(*given)
+    if slot is None:
+        destinations, merging, unmerging = held
+    else:
+        destinations, merging, unmerging = (b.index_select(0, slot).squeeze(0) for b in held)
     batch, windows, count = destinations.shape
     size, tokens = merging.shape[-1], hidden.shape[1]
     ordered = hidden if order is None else hidden.index_select(1, order)
@@ -119,7 +110,7 @@ def plan_on_cpu(
 
     (picks,) = _cond(phase == SELECT, pick, keep, (ordered, destinations))
     plan = _cond(phase != REUSE, weigh, leave, (ordered, picks, merging, unmerging))
-    for buffer, made in zip(buffers, (picks, *plan), strict=True):
+    for buffer, made in zip(held, (picks, *plan), strict=True):
         if slot is None:
             buffer.copy_(made)
         else:

@@ -17,9 +17,9 @@ Nothing here imports Triton before a plan is made on CUDA: a machine without it 
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
-from torch import Tensor
 
 
 def available() -> bool:
@@ -37,29 +37,7 @@ def register(library: torch.library.Library) -> None:
         library.impl("plan_", _plan_cuda, "CUDA")
 
 
-def _plan_cuda(
-    hidden: Tensor,
-    order: Tensor | None,
-    phase: Tensor,
-    destinations: Tensor,
-    merging: Tensor,
-    unmerging: Tensor,
-    temperature: float,
-    unmerge: str,
-    pairs: bool,
-    slot: Tensor | None = None,
-) -> None:
+def _plan_cuda(*given: Any) -> None:
     from toma_fx.kernels.plan import plan_cuda  # imports Triton: at the first plan, not before
 
-    plan_cuda(
-        hidden,
-        order,
-        phase,
-        destinations,
-        merging,
-        unmerging,
-        temperature,
-        unmerge,
-        pairs,
-        slot,
-    )
+    plan_cuda(*given)

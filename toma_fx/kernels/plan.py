@@ -9,13 +9,15 @@ into a package, replace the target of the graph's `plan_` nodes by
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from toma_fx.kernels.fallback import LARGEST_WINDOW, select_always, weigh_always
 from toma_fx.kernels.greedy import launch_greedy
 from toma_fx.kernels.similarity import launch_similarity
 from toma_fx.kernels.weights import launch_weights
-from toma_fx.planning import pad_mask
+from toma_fx.planning import PlanArguments, pad_mask
 
 
 def plan_kernels(
@@ -30,7 +32,10 @@ def plan_kernels(
     pairs: bool,
     slot: torch.Tensor | None = None,
 ) -> None:
-    """The body of the operation: traceable, its arguments checked by `plan_cuda`."""
+    """The body of the operation: traceable, its arguments checked by `plan_cuda`.
+
+    They are `PlanArguments`, spelt out: torch reads the operation's schema from them.
+    """
     batch, windows, _ = destinations.shape[-3:]
     total, size, _ = unmerging.shape[-3:]
     pads = windows * size - hidden.shape[1]
@@ -41,11 +46,10 @@ def plan_kernels(
         launch_greedy(similarities, phase, destinations, pads, pairs, slot)
     else:
         select_always(similarities, phase, destinations, valid, pairs, slot)
+    plan = (destinations, merging, unmerging)
     if size <= LARGEST_WINDOW and unmerge == "transpose":
-        plan = (destinations, merging, unmerging)
         launch_weights(similarities, phase, *plan, pads, temperature, slot)
     else:
-        plan = (destinations, merging, unmerging)
         weigh_always(similarities, phase, *plan, valid, temperature, unmerge, slot)
 
 
@@ -56,59 +60,31 @@ plan_kernels_ = torch.library.triton_op(
 )
 
 
-def plan_cuda(
-    hidden: torch.Tensor,
-    order: torch.Tensor | None,
-    phase: torch.Tensor,
-    destinations: torch.Tensor,
-    merging: torch.Tensor,
-    unmerging: torch.Tensor,
-    temperature: float,
-    unmerge: str,
-    pairs: bool,
-    slot: torch.Tensor | None = None,
-) -> None:
-    """Do what `phase` asks for, decided on the device: no wait, no size that depends on data.
+def plan_cuda(*given: Any) -> None:
+    """Do what the phase asks for, decided on the device: no wait, no size that depends on data.
 
     For windows of up to 256 tokens and `unmerge="transpose"`: three launches, which return at
     once in phase 0. Otherwise see `fallback`, the slow path. Needs a workspace of `4·B·W·n²` bytes
     while it runs.
 
     Args:
-        hidden: `[B, N, C]` float32, bfloat16 or float16, any strides.
-        order: `[W·n]` int64, the token in each slot; None if slot `i` holds token `i`.
-        phase: int32 scalar: 0 leaves the buffers as they are, 1 computes the weights of the
-            destinations that it finds, 2 picks destinations too.
-        destinations: `[B, W, d]` int64, contiguous. A larger `d` costs one pick each.
-        merging: `[B·W, d, n]`, any floating dtype, contiguous.
-        unmerging: `[B·W, n, d]`, likewise.
-        temperature: τ; a larger value blends more destinations into a token.
-        unmerge: `"transpose"` or `"pinv"`.
-        pairs: item `i` shares the selection of item `i + B/2`.
-        slot: int64 `[1]`, which of `S` plans; the three buffers are `[S, …]` then.
+        *given: `PlanArguments`.
 
     Raises:
         ValueError: shapes, dtypes or layouts do not fit one another.
     """
-    buffers = (destinations, merging, unmerging)
-    plan = buffers if slot is None else (destinations[0], merging[0], unmerging[0])
-    _check(hidden, order, phase, *plan, unmerge, pairs)
-    _check_slots(slot, *buffers)
-    with torch.cuda.device_of(hidden):  # Triton launches on the current device
-        plan_kernels_(hidden, order, phase, *buffers, temperature, unmerge, pairs, slot)
+    call = PlanArguments(*given)
+    _check_slots(call)
+    _check(call)
+    with torch.cuda.device_of(call.hidden):  # Triton launches on the current device
+        plan_kernels_(*call)
 
 
-def _check(
-    hidden: torch.Tensor,
-    order: torch.Tensor | None,
-    phase: torch.Tensor,
-    destinations: torch.Tensor,
-    merging: torch.Tensor,
-    unmerging: torch.Tensor,
-    unmerge: str,
-    pairs: bool,
-) -> None:
+def _check(call: PlanArguments) -> None:
     """Refuse what the kernels would read or write wrongly: they trust every size."""
+    hidden, order, phase, pairs = call.hidden, call.order, call.phase, call.pairs
+    one = ... if call.slot is None else 0
+    destinations, merging, unmerging = (buffer[one] for buffer in call.buffers)
     batch, windows, count = destinations.shape
     size = merging.shape[-1]
     slots = windows * size
@@ -130,7 +106,7 @@ def _check(
             for tensor in (destinations, merging, unmerging, order)
             if tensor is not None
         ),
-        'unmerge must be "transpose" or "pinv"': unmerge in ("transpose", "pinv"),
+        'unmerge must be "transpose" or "pinv"': call.unmerge in ("transpose", "pinv"),
         "pairs need an even batch": not pairs or batch % 2 == 0,
     }
     for message, good in fits.items():
@@ -138,10 +114,10 @@ def _check(
             raise ValueError(f"plan_: {message}")
 
 
-def _check_slots(slot: torch.Tensor | None, *buffers: torch.Tensor) -> None:
-    if slot is None:
+def _check_slots(call: PlanArguments) -> None:
+    if call.slot is None:
         return
-    if slot.numel() != 1 or slot.dtype != torch.int64:
+    if call.slot.numel() != 1 or call.slot.dtype != torch.int64:
         raise ValueError("plan_: slot must be one int64")
-    if len({len(buffer) for buffer in buffers}) != 1:
+    if len({len(buffer) for buffer in call.buffers}) != 1:
         raise ValueError("plan_: every buffer must hold as many plans")
