@@ -31,7 +31,10 @@ class ReuseStats:
         selections: calls that picked destinations anew.
         weighings: calls that computed the weights anew, selections among them.
         reuses: calls that did neither.
-        misses: selections by reason; their sum is `selections`.
+        misses: selections by reason; their sum is `selections`. `cold` and `reset`: nothing was
+            kept for this prompt; `conditioning`: another prompt's plans were given up for it (many
+            of these ask for more `slots`); `grid`: tokens stand elsewhere; `new_generation`: the
+            guard saw a picture begin; `schedule`: its turn had come.
     """
 
     groups: int = 0
@@ -147,8 +150,9 @@ def reuse_stats(model: nn.Module) -> ReuseStats:
 def stream(model: nn.Module, name: str) -> Iterator[None]:
     """Calls inside use plans of their own, kept under `name` until `reset`.
 
-    For several generations that interleave on one compiled model. Switching copies the plans on
-    the device: `W·d·n` numbers twice a group and item, a few megabytes; no synchronisation.
+    For several generations of one prompt that interleave on one compiled model. Switching copies
+    the plans on the device: `W·d·n` numbers twice a group, item and slot, a few megabytes; no
+    synchronisation.
     """
     parameters = {id(parameter) for parameter in model.parameters()}
     opened = (parameters, name)
