@@ -195,7 +195,7 @@ def test_no_picture_depends_on_the_one_before_it() -> None:
     for before, earlier in made.items():
         for after, later in made.items():
             same = before[:2] == after[:2] and (before[4], after[4]) == (1, 2)
-            # What no guard can see: abandoned, and followed by one that begins lower.
+            # What no guard can see: one that begins below where the one before it ended.
             if not same or later[0].timestep < earlier[-1].timestep:
                 continue
             watched = Watched()

@@ -4,7 +4,7 @@ Whether a plan may be reused depends on the timestep, the latents and the condit
 on the host would stop the device at every step and break CUDA graphs, so the decision is part of
 the graph. `decide` is traced and inlined; its state lives in three buffers:
 
-- `memory` `[S, M]` float32: for each slot the last timestep and fingerprints (`remembered`);
+- `memory` `[S, M]` float32: for each slot the last timestep, samples and fingerprints;
 - `slots` `[S, 5]` int64: for each slot what `STATE … USED` name;
 - `tally` `[TALLY_SIZE]` int64: freshness, which the host writes, and the statistics.
 
@@ -27,15 +27,16 @@ was used longest ago. More slots keep more prompts that take turns, and cost one
 
 So Euler, DDIM, DPM++, KDPM2, UniPC, LCM and flow matching go on by falling. Heun repeats each
 timestep once, `t₀ t₁ t₁ t₂ t₂ …`, PNDM the first few: stages of one step, whose latents lie close
-together. A picture of one step that begins where one of two steps ended (`t₀ t₁`, then `t₁`) has
-the same timesteps, but other noise. Pictures of one step have no beat.
+together; where they do not (two steps), a selection is the price. A picture of one step that begins
+where one of two steps ended (`t₀ t₁`, then `t₁`) has the same timesteps, but other noise. Pictures
+of one step have no beat.
 
 After two rises in a row (an inversion, a model whose time runs upwards) nobody can tell whether
 the next fall goes on with a picture or begins one, so it begins one.
 
-**What nobody can see** from timestep, latents and conditioning: a picture that was abandoned,
-followed by another of the very same conditioning that begins at a lower timestep; and two pictures
-of one conditioning that take turns. Whoever knows says so, by `reset` or by `stream`.
+**What nobody can see** from timestep, latents and conditioning: a picture of the very same
+conditioning that begins below where the one before it ended, which was abandoned or had few steps;
+and two pictures of one conditioning that take turns. Whoever knows says so, by `reset` or `stream`.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def decide(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What is due at this call, for whom, and the state after it.
 
-    NaNs are never equal. Every slot is judged as if the call were its own, and one is then taken:
-    that is a handful of operations on `S` numbers, whatever they are.
+    NaNs are never equal. Every slot is judged as if the call were its own, and one is then taken.
+    With the fingerprints Inductor makes some twenty kernels of it on a GPU, two for each input.
 
     Args:
         memory: `[S, T + count · n + L + K + G]` float32.
