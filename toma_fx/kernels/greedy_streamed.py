@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from toma_fx.kernels.units import ONE, best, first_coverage, first_state, load_units, store_picks
+from toma_fx.kernels.units import ONE, best, first_coverage, first_pick, load_units, store_picks
 
 
 @triton.jit
@@ -99,15 +99,9 @@ def greedy_streamed_kernel(
     `slotted`: `slot` int64 says which of several plans is written.
     """
     if tl.load(phase) == 2:
-        if slotted:
-            destinations += tl.load(slot) * tl.num_programs(0) * (items * count)
         group = tl.program_id(0).to(tl.int64)
         padded = tl.program_id(0) % windows >= windows - pads
-        candidates = tl.arange(0, lanes)
-        rows = tl.arange(0, items * lanes)
-        slots = rows % lanes
-        state = first_state(candidates, size, padded)
-        covered = first_coverage(slots, size, padded)
+        candidates, rows, slots, state, covered = first_pick(padded, size, lanes, items)
         gains = _first_gains(
             similarities, candidates, group, groups, padded, size, lanes, items, chunk
         )
@@ -138,6 +132,6 @@ def greedy_streamed_kernel(
                 gains -= tl.sum(tl.where(present[:, None], old - new, 0), 0)
                 start += chunk
             covered = tl.maximum(covered, row)
-        store_picks(destinations + group * count, candidates, state)
-        if items == 2:
-            store_picks(destinations + (group + groups) * count, candidates, state)
+        if slotted:
+            destinations += tl.load(slot) * tl.num_programs(0) * (items * count)
+        store_picks(destinations, candidates, state, group, groups, count, items)

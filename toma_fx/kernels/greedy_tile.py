@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from toma_fx.kernels.units import best, first_coverage, first_state, load_units, store_picks
+from toma_fx.kernels.units import best, first_pick, load_units, store_picks
 
 
 @triton.jit
@@ -34,27 +34,21 @@ def greedy_tile_kernel(
     `slotted`: `slot` int64 says which of several plans is written.
     """
     if tl.load(phase) == 2:
-        if slotted:
-            destinations += tl.load(slot) * tl.num_programs(0) * (items * count)
         group = tl.program_id(0).to(tl.int64)
         padded = tl.program_id(0) % windows >= windows - pads
-        candidates = tl.arange(0, lanes)
-        rows = tl.arange(0, items * lanes)
-        slots = rows % lanes
+        candidates, rows, slots, state, covered = first_pick(padded, size, lanes, items)
         window = similarities + (group + (rows // lanes) * groups) * (size * size)
         units = load_units(
             (window + slots * size)[:, None] + candidates[None, :],
             slots[:, None] == candidates[None, :],
             (slots < size)[:, None] & (candidates < size)[None, :],
         )
-        state = first_state(candidates, size, padded)
-        covered = first_coverage(slots, size, padded)
         for _ in range(count):
             gains = tl.sum(tl.maximum(units - covered[:, None], 0), 0)
             pick = best(gains, state)
             state = tl.where(candidates == pick, 2, state)
             row = load_units(window + pick * size + slots, slots == pick, slots < size)
             covered = tl.maximum(covered, row)
-        store_picks(destinations + group * count, candidates, state)
-        if items == 2:
-            store_picks(destinations + (group + groups) * count, candidates, state)
+        if slotted:
+            destinations += tl.load(slot) * tl.num_programs(0) * (items * count)
+        store_picks(destinations, candidates, state, group, groups, count, items)

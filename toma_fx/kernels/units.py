@@ -47,6 +47,18 @@ def first_coverage(slots: tl.tensor, size: tl.constexpr, padded: tl.tensor) -> t
 
 
 @triton.jit
+def first_pick(
+    padded: tl.tensor, size: tl.constexpr, lanes: tl.constexpr, items: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Candidates, rows of all items, the slot of each row; states and coverage to begin with."""
+    candidates = tl.arange(0, lanes)
+    rows = tl.arange(0, items * lanes)
+    slots = rows % lanes
+    state = first_state(candidates, size, padded)
+    return candidates, rows, slots, state, first_coverage(slots, size, padded)
+
+
+@triton.jit
 def best(gains: tl.tensor, state: tl.tensor) -> tl.tensor:
     """The free candidate of the largest gain, the lowest index among equals.
 
@@ -56,8 +68,18 @@ def best(gains: tl.tensor, state: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def store_picks(destinations: tl.tensor, candidates: tl.tensor, state: tl.tensor) -> None:
-    """Write the taken candidates in ascending order, from `destinations` on."""
+def store_picks(
+    destinations: tl.tensor,
+    candidates: tl.tensor,
+    state: tl.tensor,
+    group: tl.tensor,
+    groups: tl.int32,
+    count: tl.constexpr,
+    items: tl.constexpr,
+) -> None:
+    """Write the taken candidates in ascending order, once for each item of a selection."""
     taken = state == 2
     places = tl.cumsum(taken.to(tl.int32), 0) - 1
-    tl.store(destinations + places, candidates.to(tl.int64), mask=taken)
+    for item in tl.static_range(items):
+        window = destinations + (group + item * groups) * count
+        tl.store(window + places, candidates.to(tl.int64), mask=taken)
