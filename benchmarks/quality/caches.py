@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import diffusers.hooks
 import torch
 from torch import nn
 
@@ -38,6 +39,7 @@ _SKIPPED = (r"single_transformer_blocks\.\d+\.(attn|proj_mlp)",)  # they only fe
 _GENERATION = "generation"
 _SHAPES = 64  # in which parts of one class may come
 
+Merging = Callable[..., Any] | None
 Hook = Callable[[nn.Module, dict[str, Any], Painter, int], None]
 """Denoiser, options, painter, steps of a generation."""
 
@@ -83,15 +85,14 @@ def _fastercache(model: nn.Module, options: dict[str, Any], painter: Painter, st
     )
 
 
-HOOKS: dict[str, Hook] = {
-    "taylorseer": _taylorseer,
-    "taylorseer lite": _lite,
-    "first block": _first_block,
-    "magcache": _magcache,
-    "fastercache": _fastercache,
+HOOKS: dict[str, tuple[str, Hook]] = {
+    "taylorseer": ("TaylorSeerCacheConfig", _taylorseer),
+    "taylorseer lite": ("TaylorSeerCacheConfig", _lite),
+    "first block": ("FirstBlockCacheConfig", _first_block),
+    "magcache": ("MagCacheConfig", _magcache),
+    "fastercache": ("FasterCacheConfig", _fastercache),
 }
-KINDS = (*HOOKS, "deepcache")
-_ANY_MODEL = ("taylorseer",)
+"""The class of diffusers behind each kind, and what applies it."""
 
 
 def refused(cache: Cache | None, model: nn.Module | None) -> str | None:
@@ -101,21 +102,37 @@ def refused(cache: Cache | None, model: nn.Module | None) -> str | None:
     core = core_of(model)
     if cache.kind == "deepcache":
         return None if hasattr(core, "up_blocks") else "deepcache is for a UNet"
-    if cache.kind not in _ANY_MODEL and not hasattr(core, "enable_cache"):
+    config, _ = HOOKS[cache.kind]
+    if not hasattr(diffusers.hooks, config):
+        return f"diffusers {diffusers.__version__} has no {config}"
+    if cache.kind != "taylorseer" and not hasattr(core, "enable_cache"):
         return f"diffusers gives {type(core).__name__} no enable_cache"
     return None
 
 
 @contextmanager
-def cached(painter: Painter, cache: Cache, steps: int, backend: str) -> Iterator[nn.Module]:
-    """A copy of the painter's denoiser behind a cache whose threshold is settled."""
+def cached(
+    painter: Painter, cache: Cache, steps: int, backend: str, merged: Merging = None
+) -> Iterator[nn.Module]:
+    """A copy of the painter's denoiser behind a cache.
+
+    Args:
+        painter: of the model.
+        cache: its threshold must be settled.
+        steps: of a generation.
+        backend: that compiles it in parts.
+        merged: compiles the full steps of deepcache, whose graph is whole.
+    """
     assert cache.share is None
     core = copy.deepcopy(core_of(painter.denoiser))
     if cache.kind == "deepcache":
-        core = DeepCache(core, Progress(painter.pipeline), backend, **cache.options).model
-        yield _in_place_of(core, painter.denoiser)
+        progress = Progress(painter.pipeline)
+        deep = DeepCache(core, progress, backend, full_backend=merged, **cache.options)
+        yield _in_place_of(deep.model, painter.denoiser)
         return
-    HOOKS[cache.kind](core, dict(cache.options), painter, steps)
+    assert merged is None
+    _, hook = HOOKS[cache.kind]
+    hook(core, dict(cache.options), painter, steps)
     _compile_parts(core, backend, {})
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch(recompile_limit=_SHAPES))

@@ -13,7 +13,7 @@ class Cache:
     """A cache of whole steps, or of whole blocks in them, that decides on the host.
 
     Attributes:
-        kind: a key of `caches.KINDS`.
+        kind: a key of `caches.HOOKS`, or `deepcache`.
         options: of its configuration.
         share: of the blocks' FLOPs for which its threshold is settled; None where the options
             alone say how much is computed.

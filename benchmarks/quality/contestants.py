@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -148,6 +148,11 @@ def _refresh() -> Iterable[Contestant]:
     )
     yield from (_memory(0.5, **change) for change in changes)
     yield _memory(0.75, dense_steps=(0,))
+    for every, ordinal in ((2, "2nd"), (4, "4th")):
+        both = _memory(0.5)
+        name = f"{both.name}, deepcache every {ordinal} step"
+        cache = Cache("deepcache", {"every": every})
+        yield replace(both, name=name, group="refresh, variants", cache=cache)
 
 
 def _memory(ratio: float, main: bool = False, **change: Any) -> Contestant:

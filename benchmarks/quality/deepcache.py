@@ -11,6 +11,7 @@ The two kinds of steps are two graphs, each compiled whole; which runs is decide
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,12 +28,20 @@ class DeepCache:
         progress: tells where generations begin; a call is a step, so guidance is one batch.
         backend: compiles both graphs; `"eager"` compiles nothing.
         every: steps from one full step to the next.
+        full_backend: compiles the full graph, where that one should merge.
 
     Attributes:
         model: the UNet, of its own class.
     """
 
-    def __init__(self, unet: nn.Module, progress: Progress, backend: str, every: int) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        progress: Progress,
+        backend: str,
+        every: int,
+        full_backend: Callable[..., Any] | None = None,
+    ) -> None:
         self.model = unet
         self._progress, self._every, self._step = progress, every, 0
         self._deep: Tensor | None = None
@@ -48,7 +57,8 @@ class DeepCache:
             (sample,) = shell(*args, **kwargs)
             return sample
 
-        self._full, self._shallow = (compiled(run, backend, {}) for run in (full, shallow))
+        self._full = compiled(full, full_backend or backend, {})
+        self._shallow = compiled(shallow, backend, {})
         unet.forward = self._forward
 
     def _forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ from benchmarks.quality.contestant import Contestant
 from benchmarks.quality.own import compile_in_place, twin
 from benchmarks.quality.painters import Cast, Painter
 from toma_fx import TomaConfig, guard
+from toma_fx.backend import toma_backend
 from toma_fx.diffusers import TokenMergingConfig, apply
 
 
@@ -33,7 +35,8 @@ def form(
         backend: that compiles it, or the rewritten graph; "eager" compiles nothing.
     """
     if one.cache is not None:
-        return caches.cached(painter, one.cache, steps, backend)
+        merging = None if one.options is None else _merging(one, backend)
+        return caches.cached(painter, one.cache, steps, backend, merging)
     if one.options is None:
         return nullcontext(_plain(painter, one.dtype, backend))
     made = _at_the_door if hosted(one.options) else _merged
@@ -62,13 +65,17 @@ def _plain(painter: Painter, dtype: str | None, backend: str) -> nn.Module:
 @contextmanager
 def _merged(painter: Painter, one: Contestant, backend: str) -> Iterator[nn.Module]:
     model = twin(painter.denoiser)
-    options = {**(one.options or {}), "inner_backend": backend}
-    if not one.guarded:
-        options["guard"] = ("timestep",)  # one plan, whatever the prompt
-    compile_in_place(model, "toma", options=options)
+    compile_in_place(model, _merging(one, backend))
     unguarded = mock.patch("toma_fx.passes.rewrite.clock.decide", _keep_for_ever)
     with torch.no_grad(), nullcontext() if one.guarded else unguarded:
         yield model
+
+
+def _merging(one: Contestant, backend: str) -> Callable[..., Any]:
+    options = {**(one.options or {}), "inner_backend": backend}
+    if not one.guarded:
+        options["guard"] = ("timestep",)  # one plan, whatever the prompt
+    return functools.partial(toma_backend, options=options)
 
 
 @contextmanager

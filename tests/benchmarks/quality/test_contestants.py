@@ -64,7 +64,7 @@ def test_equally_many_steps_are_one_contestant() -> None:
 
 
 def test_caches_are_skipped_where_diffusers_has_none(
-    painter: EmojiPainter, unet: EmojiPainter
+    painter: EmojiPainter, unet: EmojiPainter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_flux, of_unet = (everyone({}, model=one.denoiser) for one in (painter, unet))
     assert of_flux.skipped["deepcache, every 2nd step"] == "deepcache is for a UNet"
@@ -72,6 +72,10 @@ def test_caches_are_skipped_where_diffusers_has_none(
     assert of_unet.skipped["first block cache, half"] == reason
     for found in (of_flux, of_unet):
         assert "taylorseer, every 2nd step" in [one.name for one in found.runs]
+    monkeypatch.delattr("diffusers.hooks.MagCacheConfig")
+    monkeypatch.setattr("diffusers.__version__", "0.1")
+    older = everyone({}, model=painter.denoiser).skipped
+    assert older["magcache, half"] == "diffusers 0.1 has no MagCacheConfig"
 
 
 def test_every_pattern_of_a_selection_fits_somebody(unet: EmojiPainter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,16 @@ def test_a_cache_begins_anew_with_each_picture(
         assert torch.equal(paint(painter, model), found)
     assert not torch.equal(found, reference)
     assert torch.equal(paint(painter, None), reference)
+
+
+def test_full_steps_of_deepcache_may_merge(unet: EmojiPainter) -> None:
+    both = replace(merged(), cache=Cache("deepcache", {"every": 2}))
+    pictures = [paint(unet, None)]
+    for one in (replace(both, options=None), both):
+        with form(unet, one, STEPS, "eager") as model:
+            pictures.append(paint(unet, model))
+    changes = [(one - pictures[0]).abs().mean() for one in pictures[1:]]
+    assert 0 < changes[0] < changes[1]
 
 
 @pytest.mark.parametrize(
