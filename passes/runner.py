@@ -22,6 +22,7 @@ from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.logs import record
 from toma_fx.passes.methods import METHODS
+from toma_fx.passes.normalize.marks import LIFTED, lift_marks
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.normalize.wrapped import call_own_linears
 from toma_fx.passes.plan.forecast import (
@@ -70,6 +71,7 @@ def run_passes(
     slots = 1
     result = gm
     try:
+        report.notes += [LIFTED] if lift_marks(example_inputs) else []
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
         regions = clock.time("find", lambda: find(analysis, config.grid, METHODS[config.method]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from toma_fx.passes.normalize.numbers import Numbers
 
 # Choosing a kernel for `scaled_dot_product_attention` is state of the process while it is traced.
 _CHOICES = (torch.nn.attention._backend_from_string, torch.nn.attention._sdpa_kernel)
@@ -29,6 +32,7 @@ class Tracing(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self._choices: dict[fx.Node, fx.Node] = {}
+        self._numbers = Numbers()
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function" and n.target in _CHOICES:
@@ -37,7 +41,10 @@ class Tracing(fx.Interpreter):
             query, key, value = (self.env[arg] for arg in n.args[:3])
             result = F.scaled_dot_product_attention(query, key, value, scale=n.args[5])
             return result, None, None
-        return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if (tensor := self._numbers.follow(n, args, kwargs)) is not None:
+            return tensor
+        return self._numbers.begin(n, functools.partial(super().run_node, n), args)
 
     def _keep(self, node: fx.Node) -> None:
         mode = get_proxy_mode()
