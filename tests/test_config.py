@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
 from toma_fx import ConfigError, TomaConfig
@@ -156,3 +160,34 @@ def test_skip_blocks_is_a_count(value: Any) -> None:
     assert TomaConfig(skip_blocks=0).skip_blocks == 0
     with pytest.raises(ConfigError, match="skip_blocks must be a whole number of at least 0"):
         TomaConfig(skip_blocks=value)
+
+
+def test_fields_that_do_not_exist_name_the_closest() -> None:
+    with pytest.raises(ConfigError, match="TomaConfig has no field 'ratios'; did you mean 'ratio'"):
+        TomaConfig(ratios=0.5)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="'windw'; did you mean 'window'"):
+        dataclasses.replace(TomaConfig(), windw=4)
+    with pytest.raises(ConfigError, match=r"no field 'zzz'$"):
+        TomaConfig(zzz=1)  # type: ignore[call-arg]
+
+
+def test_scalars_of_numpy_are_numbers() -> None:
+    given = TomaConfig(
+        ratio=np.float32(0.25),
+        window=np.int64(4),
+        select_every=np.int32(2),
+        grid=(np.int64(8), np.int16(4)),
+    )
+    expected = TomaConfig(ratio=0.25, window=4, select_every=2, grid=(8, 4))
+    assert given == expected
+    assert hash(given) == hash(expected)
+    assert json.dumps(dataclasses.asdict(given)) == json.dumps(dataclasses.asdict(expected))
+    for wrong in ({"ratio": np.float64(1.5)}, {"window": np.float32(4)}, {"ratio": np.bool_(True)}):
+        with pytest.raises(ConfigError):
+            TomaConfig(**wrong)
+
+
+def test_configurations_are_copied_and_pickled() -> None:
+    config = TomaConfig(ratio=0.25, exclude="*.attn2")
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config, ratio=0.75).exclude == ("*.attn2",)

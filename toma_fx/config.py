@@ -6,9 +6,13 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 from toma_fx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 KINDS = ("self_attention", "cross_attention", "joint_attention", "parallel", "feed_forward")
 ORDERS = ("tile", "stripe", "hilbert", "global")
@@ -123,7 +127,17 @@ class TomaConfig:
     autotune: bool = False
     method: str = "toma"
 
+    def __new__(cls, *_: object, **fields: object) -> Self:
+        """Name the closest field where one does not exist."""
+        for name in fields:
+            if name not in cls.field_names():
+                hint = closest(name, cls.field_names())
+                raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         _number("ratio", self.ratio, low=0.0, high=1.0)
@@ -190,6 +204,13 @@ def split_options(
             raise ConfigError(f"unknown option {name!r}{closest(key, known)}")
         (ours if key in mine else theirs)[key] = value
     return TomaConfig(**ours), theirs
+
+
+def plain_number(value: Any) -> Any:
+    """A number of Python for one of numpy; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -273,7 +294,7 @@ def _grid(value: object) -> tuple[int, ...] | str | None:
         return value
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ConfigError(f'grid must be (height, width), "square" or None, not {value!r}')
-    sides = tuple(value)
+    sides = tuple(plain_number(side) for side in value)
     if len(sides) not in (2, 3):
         raise ConfigError(f"grid must have two or three sides, not {len(sides)}")
     for side in sides:

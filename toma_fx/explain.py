@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from toma_fx.backend import rewrite
 from toma_fx.config import TomaConfig
+from toma_fx.dynamo import forget, private_copy
 from toma_fx.errors import TomaError
 from toma_fx.report import Report
 
@@ -45,23 +45,21 @@ def explain(
         report.extend(result.report)
         return _shapes_only(result.graph_module)
 
+    call = private_copy(_call, "toma_explain")
     try:
         with torch.no_grad():
-            torch.compile(_fresh_frame(), backend=collect)(model, args, kwargs)
+            torch.compile(call, backend=collect)(model, args, kwargs)
     except BackendCompilerFailed as error:
         if isinstance(error.inner_exception, TomaError):
             raise error.inner_exception from None
         raise
+    finally:
+        forget(call)
     return report
 
 
-def _fresh_frame() -> Callable[..., Any]:
-    """A function with a code object of its own: Dynamo keeps its caches on code objects."""
-
-    def call(self: Any, args: Any, kwargs: Any) -> Any:
-        return self(*args, **kwargs)
-
-    return types.FunctionType(call.__code__.replace(), globals())
+def _call(self: Any, args: Any, kwargs: Any) -> Any:
+    return self(*args, **kwargs)
 
 
 def _shapes_only(gm: fx.GraphModule) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import toma_fx
 from benchmarks.race.models import twin
 from benchmarks.race.pace import Phases, alternating, scheduled, steady
-from toma_fx.backend import inductor_options
+from toma_fx.compiler import inductor_options
 from toma_fx.config import split_options
 from toma_fx.errors import ConfigError
 

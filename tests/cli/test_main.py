@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import toma_fx
 from toma_fx.cli.main import main
 
 SMALL = ["explain", "flux-small", "--height", "256", "--width", "256", "--device", "h200"]
@@ -41,6 +42,23 @@ def test_explain_writes_json_alone_to_stdout(capsys: pytest.CaptureFixture[str])
     assert main([*SMALL, "--set", "regions=all", "--set", "window=4", "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [r for r in report["regions"] if r["status"] == "merged"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--png"])
+@pytest.mark.parametrize(("path", "said"), [("gone/a.png", "no folder"), (".", "is a folder")])
+def test_explain_checks_where_it_writes_before_the_work(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    option: str,
+    path: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(toma_fx, "explain", lambda *_, **__: pytest.fail("it worked first"))
+    code, line = failing(capsys, *SMALL, option, str(tmp_path / path))
+    assert code == 1
+    assert option in line
+    assert said in line
 
 
 @pytest.mark.parametrize(

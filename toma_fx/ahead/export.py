@@ -16,7 +16,8 @@ from torch.export import ExportedProgram
 from toma_fx.ahead.package import Entry, check_path, describe, write_package
 from toma_fx.ahead.signature import Caller, describe_call, signature_of, sorted_call
 from toma_fx.ahead.transform import exported, first_line, transform
-from toma_fx.backend import inductor_options, last_report
+from toma_fx.backend import last_report
+from toma_fx.compiler import inductor_options
 from toma_fx.config import TomaConfig, closest
 from toma_fx.errors import ConfigError, ExportError
 from toma_fx.passes.methods import METHODS

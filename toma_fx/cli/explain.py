@@ -12,7 +12,14 @@ from rich.console import Console
 
 import toma_fx
 from toma_fx.cli.inputs import inputs_for
-from toma_fx.cli.options import add_config, add_dtype, add_model, config_of, dtype_of
+from toma_fx.cli.options import (
+    add_config,
+    add_dtype,
+    add_model,
+    check_writable,
+    config_of,
+    dtype_of,
+)
 from toma_fx.cli.presets import build, find_preset
 from toma_fx.picture import save_picture
 
@@ -27,6 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
+    check_writable("--json", given.json)
+    check_writable("--png", given.png)
     config = config_of(given, **({"device": given.device} if given.device else {}))
     preset = find_preset(given.model)
     with Console(stderr=True).status(f"tracing {given.model} on the meta device"):

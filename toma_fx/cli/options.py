@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +80,20 @@ def running(given: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(find_preset(given.model), torch.device(name), dtype_of(given.dtype))
     return model, inputs_for(model, given.height, given.width, given.batch)
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Fail before the work, not after it, where its result could not be written.
+
+    Raises:
+        OSError: the folder is not there, or the path is one.
+    """
+    if path is None or path == Path("-"):
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} {path} is a folder; name a file in it")
 
 
 def dtype_of(name: str) -> torch.dtype:
