@@ -37,6 +37,17 @@ class Pipe:
         model: nn.Module = getattr(self.pipeline, self.component)
         return model
 
+    def prompts(self, seed: int, batch: int) -> dict[str, Tensor]:
+        """Embeddings, negative ones too where the pipeline takes them."""
+        numbers = torch.Generator().manual_seed(seed)
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        sizes = ((batch, 20, self.widths[0]), (batch, self.widths[1]))
+        return {
+            f"{part}{name}": torch.randn(size, generator=numbers)
+            for part in ("", *(["negative_"] if self.negative else []))
+            for name, size in zip(names, sizes, strict=True)
+        }
+
     def run(
         self,
         prompt: int = 0,
@@ -47,14 +58,7 @@ class Pipe:
         **more: Any,
     ) -> Tensor:
         """Latents of a generation; `prompt` and `seed` are seeds."""
-        numbers = torch.Generator().manual_seed(prompt)
-        names = ("prompt_embeds", "pooled_prompt_embeds")
-        sizes = ((batch, 20, self.widths[0]), (batch, self.widths[1]))
-        given = {
-            f"{part}{name}": torch.randn(size, generator=numbers)
-            for part in ("", *(["negative_"] if self.negative else []))
-            for name, size in zip(names, sizes, strict=True)
-        }
+        given = self.prompts(prompt, batch)
         noise = torch.Generator().manual_seed(seed)
         arguments = {**given, "height": side[0], "width": side[1], "num_inference_steps": steps}
         latents: Tensor = self.pipeline(

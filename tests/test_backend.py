@@ -87,6 +87,21 @@ def test_an_unknown_option_names_the_closest(picture: Tensor) -> None:
     assert "'ratio'" in str(cause(caught))
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_errors_reach_an_except_for_them(picture: Tensor, fullgraph: bool) -> None:
+    model = Mlp()
+    with torch.no_grad(), pytest.raises(ConfigError) as caught:
+        options = {"ratoi": 0.5}
+        torch.compile(model, backend="toma", fullgraph=fullgraph, options=options)(picture)
+    assert str(caught.value) == "unknown option 'ratoi'; did you mean 'ratio'?"
+    assert isinstance(caught.value, ValueError)
+    assert type(caught.value).__name__ == "ConfigError"
+    with pytest.raises(AutogradError, match="token merging is for inference") as refused:
+        torch.compile(model, backend="toma", fullgraph=fullgraph)(picture)
+    assert "toma_backend" in [entry.name for entry in refused.traceback]
+    assert "_call_user_compiler" not in [entry.name for entry in refused.traceback]
+
+
 def test_gradients_are_refused(picture: Tensor) -> None:
     with pytest.raises(BackendCompilerFailed) as caught:
         torch.compile(Mlp(), backend="toma")(picture)

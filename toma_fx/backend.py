@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend
 
 from toma_fx import operations  # noqa: F401 - registers the operation that the graphs call
-from toma_fx.config import TomaConfig, split_options
-from toma_fx.errors import AutogradError, ConfigError
+from toma_fx.compiler import Compiler, choose
+from toma_fx.config import TomaConfig
+from toma_fx.dynamo import handed_on
+from toma_fx.errors import (
+    AutogradError,
+    ConfigError,
+    LimitWarning,
+    PlainModelWarning,
+    TomaWarning,
+)
+from toma_fx.limits import Limit, listen, shared_advice
 from toma_fx.passes import RewriteResult, run_passes
+from toma_fx.passes.normalize.numbers import numbers_as_tensors, taking_numbers
 from toma_fx.report import Report
 from toma_fx.reuse import PlanState
 
@@ -29,6 +38,10 @@ def toma_backend(
     options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with its attention and MLP regions on merged tokens.
+
+    Dynamo compiles no more than `torch._dynamo.config.recompile_limit` graphs of one function,
+    and diffusers' models share theirs. Where that makes the plain model run, a `LimitWarning`
+    says so.
 
     Args:
         gm: Dynamo's graph; not modified.
@@ -45,27 +58,26 @@ def toma_backend(
         ConfigError: an option is unknown or out of range.
         AutogradError: gradients are enabled and an input or parameter requires them.
     """
-    config, others = split_options(options, ("inner_backend", *inductor_options()))
-    inner = others.pop("inner_backend", "inductor")
+    try:
+        config, compiler = choose(mode, options)
+        return compile_merged(gm, example_inputs, config, compiler)[0]
+    except (ConfigError, AutogradError) as error:
+        raise handed_on(error, inspect.currentframe()) from None
+
+
+def compile_merged(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig, compiler: Compiler
+) -> tuple[Callable[..., Any], Report]:
+    """Rewrite a graph and compile it; the report says what it merges."""
     _refuse_autograd(example_inputs)
-    result = rewrite(gm, example_inputs, config)
+    inputs, numbers = numbers_as_tensors(gm, example_inputs)
+    result = rewrite(gm, inputs, config)
     remember(result.report)
-    compiled = _compile(result.graph_module, example_inputs, inner, mode, others)
     if result.graph_module is gm:
-        return compiled
-    return PlanState(result.graph_module, example_inputs).guarded(compiled)
-
-
-def plain_backend(
-    gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    *,
-    mode: str | None = None,
-    options: dict[str, Any] | None = None,
-) -> Callable[..., Any]:
-    """Compile a Dynamo graph as `toma_backend` would, without merging anything."""
-    others = dict(options or {})
-    return _compile(gm, example_inputs, others.pop("inner_backend", "inductor"), mode, others)
+        return compiler(gm, example_inputs), result.report
+    compiled = compiler(result.graph_module, inputs)
+    guarded = PlanState(result.graph_module, inputs).guarded(compiled)
+    return taking_numbers(guarded, numbers), result.report
 
 
 def rewrite(
@@ -86,7 +98,10 @@ def rewrite(
 
 
 def last_report() -> Report:
-    """The report of the latest compile in this process; empty before the first."""
+    """The report of the latest compile in this process; empty before the first.
+
+    Where Dynamo compiled no more and the plain model runs instead, it says that.
+    """
     return _last
 
 
@@ -96,9 +111,25 @@ def remember(report: Report) -> None:
     _last = report
     if report.merged:
         for note in report.notes:
-            warnings.warn(f"toma_fx: {note}", stacklevel=2)
+            warnings.warn(f"toma_fx: {note}", TomaWarning, stacklevel=2)
     else:
-        warnings.warn(f"toma_fx merged nothing; the plain model runs.\n{report}", stacklevel=2)
+        text = f"toma_fx merged nothing; the plain model runs.\n{report}"
+        warnings.warn(text, PlainModelWarning, stacklevel=2)
+
+
+def tell_limit(limit: Limit, advice: str) -> None:
+    """Some calls run the plain model: keep that as the latest report, and warn."""
+    global _last
+    _last = Report(plain=limit.reason)
+    text = f"toma_fx: {limit.message(advice)}"
+    warnings.warn(LimitWarning(text, limit.name, limit.value, limit.cause), stacklevel=2)
+
+
+def _met(limit: Limit) -> None:
+    tell_limit(limit, shared_advice(limit))
+
+
+listen(toma_backend, _met)
 
 
 def _refuse_autograd(example_inputs: Sequence[Any]) -> None:
@@ -109,32 +140,3 @@ def _refuse_autograd(example_inputs: Sequence[Any]) -> None:
             "token merging is for inference: call the model under torch.no_grad() or "
             "torch.inference_mode()"
         )
-
-
-def inductor_options() -> list[str]:
-    """Names of the options that Inductor knows."""
-    known = torch._inductor.config.get_config_copy() if _copyable() else {}
-    return [name.replace("-", "_") for name in known]
-
-
-def _copyable() -> bool:
-    return hasattr(torch._inductor.config, "get_config_copy")
-
-
-def _compile(
-    gm: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    inner: str,
-    mode: str | None,
-    options: dict[str, Any],
-) -> Callable[..., Any]:
-    if inner == "inductor":
-        from torch._inductor import list_mode_options
-        from torch._inductor.compile_fx import compile_fx
-
-        patches = {**(list_mode_options(mode) if mode else {}), **options}
-        return compile_fx(gm, list(example_inputs), config_patches=patches or None)
-    if mode or options:
-        given = ", ".join(filter(None, (mode and "mode", *options)))
-        raise ConfigError(f"{given} belong to Inductor, not to inner_backend={inner!r}")
-    return lookup_backend(inner)(gm, list(example_inputs))

@@ -63,6 +63,34 @@ class CallError(TomaError, ValueError):
     """A package was not built for the arguments of a call; the message lists what it serves."""
 
 
+class TomaWarning(UserWarning):
+    """Base of all warnings of this package."""
+
+
+class PlainModelWarning(TomaWarning):
+    """The plain model runs where merging was asked for; the message says why and what to do."""
+
+
+class LimitWarning(PlainModelWarning):
+    """Dynamo compiles no more graphs of a function, so that the plain model runs.
+
+    Attributes:
+        limit: its name among the options of `torch._dynamo.config`.
+        value: what it is set to.
+        reason: of the last recompile, in Dynamo's words.
+    """
+
+    def __init__(self, message: str, limit: str, value: int, reason: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.value = value
+        self.reason = reason
+
+
+class PipelineWarning(TomaWarning):
+    """A pipeline that `apply` was not given calls a merged denoiser, and cannot be followed."""
+
+
 class MissingPackageError(TomaError, ImportError):
     """An optional package is needed; the message names it and the extra that installs it."""
 

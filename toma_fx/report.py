@@ -109,6 +109,7 @@ class Report:
         seconds: time of each pass.
         forecast: what is expected of the whole model; None where it could not be traced.
         remarks: what is as it should be and no single region tells: how many blocks merge once.
+        plain: why the plain model runs though nothing was traced: Dynamo's limit; else empty.
     """
 
     regions: list[RegionReport] = field(default_factory=list)
@@ -116,6 +117,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     forecast: ModelForecast | None = None
     remarks: list[str] = field(default_factory=list)
+    plain: str = ""
 
     @property
     def merged(self) -> list[RegionReport]:
@@ -167,6 +169,8 @@ class Report:
 
     def summary(self) -> str:
         """One line: how many regions are merged, and what of the FLOPs is left."""
+        if self.plain:
+            return f"the plain model runs: {self.plain}"
         if not self.regions:
             return "no attention or MLP region found"
         left = self.flops_after / self.flops_before if self.flops_before else 1.0

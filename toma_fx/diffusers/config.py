@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from toma_fx.config import TomaConfig
+from toma_fx.config import TomaConfig, plain_number
 from toma_fx.errors import ConfigError
 
 
@@ -39,7 +39,8 @@ class TokenMergingConfig(TomaConfig):
 
 
 def _fractions(value: object) -> tuple[float, float]:
-    pair = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    given = value if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    pair = tuple(plain_number(number) for number in given)
     numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in pair)
     if len(pair) != 2 or not numbers or not 0 <= pair[0] < pair[1] <= 1:
         raise ConfigError(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Callable
+import warnings
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from toma_fx.backend import plain_backend, toma_backend
-from toma_fx.config import TomaConfig
-from toma_fx.diffusers.config import TokenMergingConfig
-from toma_fx.diffusers.progress import Progress
+from toma_fx.diffusers.arguments import Arguments, Call
+from toma_fx.diffusers.graphs import MERGED, PAIRED, PLAIN, Graph, Kind, Variant
+from toma_fx.diffusers.progress import Moment, Progress
+from toma_fx.diffusers.recipe import Recipe
+from toma_fx.errors import PipelineWarning
 from toma_fx.reuse import reset
 
 # Denoisers whose pipelines run both halves of guidance as one batch, first the negative prompts.
@@ -21,89 +22,168 @@ from toma_fx.reuse import reset
 _BATCHES_GUIDANCE = ("UNet2DConditionModel", "SD3Transformer2DModel")
 
 
+@dataclass(frozen=True)
+class Member:
+    """A pipeline that token merging is applied to, and how; None stands for the model itself."""
+
+    pipeline: weakref.ref[Any] | None
+    recipe: Recipe
+
+    def is_of(self, pipeline: object) -> bool:
+        return self.pipeline is not None and self.pipeline() is pipeline
+
+
 class CompiledCall:
     """Stands where `nn.Module.__call__` looks for a compiled forward.
 
-    The module itself stays as it is. There are up to three graphs, each made where it is first
-    needed: merged, merged with guidance in pairs, and plain.
+    The module itself stays as it is. Pipelines may share it; calls of one that was never given to
+    `apply` are merged as the first that was.
 
     Args:
         model: the denoiser.
-        config: what to merge.
-        compile_options: for `torch.compile`: `fullgraph`, `dynamic`, `mode`, `options`.
-        pipeline: tells generations, steps and guidance; None for a model of its own.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: TokenMergingConfig,
-        compile_options: dict[str, Any],
-        pipeline: object | None,
-    ) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module) -> None:
+        self.graphs: list[tuple[Recipe, Graph]] = []
+        self.members: list[Member] = []
         self._model = model
-        self._compile_options = compile_options
-        self._progress = Progress(pipeline) if pipeline is not None else None
-        self._graphs: dict[str, Callable[..., Any]] = {}
+        self._arguments = Arguments(model)
+        self._progress = Progress()
+        self._pairs: tuple[torch.Size, bool] | None = None
+        self._told = False
+        # Also where the model goes without `remove`; not at the end of the process.
+        weakref.finalize(self, _free, self.graphs).atexit = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether it was applied to the model itself."""
+        return any(member.pipeline is None for member in self.members)
+
+    @property
+    def pipelines(self) -> list[Any]:
+        """Those it is applied to that still exist."""
+        return self._progress.pipelines
+
+    def applies_to(self, pipeline: object) -> bool:
+        return self.alone or any(member.is_of(pipeline) for member in self.members)
+
+    def add(self, pipeline: object | None, recipe: Recipe) -> None:
+        """Merge for a pipeline, or for the model itself, in place of what it had before."""
+        kept = [m for m in self.members if m.pipeline is not None and not m.is_of(pipeline)]
+        if pipeline is None:
+            self.members = [Member(None, recipe)]
+            self._progress = Progress()
+        else:
+            self.members = [*kept, Member(weakref.ref(pipeline), recipe)]
+            self._progress.drop(pipeline)
+            self._progress.add(pipeline)
+        self._free_unused()
+
+    def drop(self, pipeline: object) -> bool:
+        """Merge no longer for a pipeline; whether one is left that it is applied to."""
+        self.members = [member for member in self.members if not member.is_of(pipeline)]
+        self._progress.drop(pipeline)
+        if self.pipelines:
+            self._free_unused()
+        return bool(self.pipelines)
+
+    def free(self) -> None:
+        """Drop all that was compiled."""
+        _free(self.graphs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._graph(self._choose(args, kwargs))(*args, **kwargs)
+        if torch.compiler.is_compiling():  # part of another compile or export
+            return self._model._call_impl(*args, **kwargs)
+        call = self._arguments.with_tensors((args, kwargs))
+        timestep, latents = self._arguments.timestep(call), self._arguments.latents(call)
+        moment = Moment() if self.alone else self._progress.follow(timestep)
+        if moment.begins:
+            self._begin()
+        recipe = self._recipe_of(moment.pipeline)
+        kind = self._kind(recipe, moment, latents, kwargs)
+        call = self._arguments.for_dynamo(call, merges=kind != PLAIN)
+        return self._variant(recipe, kind, call, moment.step)(self._model, call)
 
-    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        progress, config = self._progress, self.config
-        if progress is None or progress.pipeline is None:
-            return "merged"
-        if progress.begins():
-            reset(self._model)
-        if not config.merges_always:
-            start, end = config.merge_steps
-            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-            if not start <= progress.fraction(timestep) < end:
-                return "plain"
-        if config.cfg_pairs is None and self._in_pairs(args, kwargs):
-            return "merged in pairs"
-        return "merged"
+    def _begin(self) -> None:
+        reset(self._model)
+        self._pairs = None
+        for _, graph in self.graphs:
+            graph.begin()
 
-    def _in_pairs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _recipe_of(self, pipeline: object | None) -> Recipe:
+        mine = [m.recipe for m in self.members if pipeline is not None and m.is_of(pipeline)]
+        return mine[0] if mine else self.members[0].recipe
+
+    def _kind(self, recipe: Recipe, moment: Moment, latents: Any, kwargs: dict[str, Any]) -> Kind:
+        start, end = recipe.merge_steps
+        if moment.share is not None and not start <= moment.share < end:
+            return PLAIN
+        if moment.share is None and not recipe.merges_always:
+            self._tell_unknown()
+        pairs = recipe.config.cfg_pairs is None and self._in_pairs(moment, latents, kwargs)
+        return PAIRED if pairs else MERGED
+
+    def _in_pairs(self, moment: Moment, latents: Any, kwargs: dict[str, Any]) -> bool:
         """Whether the batch of this call is two halves of guidance."""
-        assert self._progress is not None
-        pipeline = self._progress.pipeline
-        latents = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-        return (
-            type(self._model).__name__ in _BATCHES_GUIDANCE
-            and isinstance(latents, torch.Tensor)
-            and latents.shape[0] % 2 == 0
-            and bool(getattr(pipeline, "do_classifier_free_guidance", False))
-            # These add a third part to the batch, or a call with the positive half alone.
-            and not getattr(pipeline, "do_perturbed_attention_guidance", False)
-            and kwargs.get("skip_layers") is None
-        )
+        if (
+            type(self._model).__name__ not in _BATCHES_GUIDANCE
+            or not isinstance(latents, Tensor)
+            or latents.shape[0] % 2
+            or kwargs.get("skip_layers") is not None  # the positive half alone, again
+        ):
+            return False
+        if moment.pipeline is not None:
+            guided = bool(getattr(moment.pipeline, "do_classifier_free_guidance", False))
+            # This adds a third part to the batch.
+            disturbed = getattr(moment.pipeline, "do_perturbed_attention_guidance", False)
+            return guided and not disturbed
+        return moment.step is not None and self._halves_are_equal(latents)
 
-    def _graph(self, which: str) -> Callable[..., Any]:
-        if which not in self._graphs:
-            given = self._compile_options
-            compiler = {name: given[name] for name in ("mode", "options") if name in given}
-            chosen = {name: given[name] for name in ("fullgraph", "dynamic") if name in given}
-            backend: Callable[..., Any] = functools.partial(plain_backend, **compiler)
-            if which != "plain":
-                backend = self._merging_backend(True if which == "merged in pairs" else None)
-            self._graphs[which] = torch.compile(_forward_of(self._model), backend=backend, **chosen)
-        return self._graphs[which]
+    def _halves_are_equal(self, latents: Tensor) -> bool:
+        """As guidance makes them; read once a picture, for pipelines that nobody knows."""
+        if self._pairs is None or self._pairs[0] != latents.shape:
+            self._pairs = latents.shape, torch.equal(*latents.chunk(2))
+        return self._pairs[1]
 
-    def _merging_backend(self, pairs: bool | None) -> Callable[..., Any]:
-        fields = {name: getattr(self.config, name) for name in TomaConfig.field_names()}
-        fields["cfg_pairs"] = pairs or self.config.cfg_pairs
-        options = {**fields, **(self._compile_options.get("options") or {})}
-        mode = self._compile_options.get("mode")
-        return functools.partial(toma_backend, mode=mode, options=options)
+    def _variant(self, recipe: Recipe, kind: Kind, call: Call, step: int | None) -> Variant:
+        """What runs a call, and counts it: the plain graph behind the limit of another."""
+        latents = self._arguments.latents(call)
+        graph = self._graph(recipe, kind)
+        variant = graph.variant(call, latents)
+        tally = variant.tally if variant is not None else graph.refused
+        tally.count(step, latents)
+        if variant is None:
+            variant = self._graph(recipe, PLAIN).variant(call, latents)
+            assert variant is not None  # one for all sizes
+        return variant
+
+    def _graph(self, recipe: Recipe, kind: Kind) -> Graph:
+        for known, graph in self.graphs:
+            if known == recipe and graph.kind == kind:
+                return graph
+        self.graphs.append((recipe, Graph(kind, recipe)))
+        return self.graphs[-1][1]
+
+    def _free_unused(self) -> None:
+        used = [member.recipe for member in self.members]
+        for recipe, graph in list(self.graphs):
+            if recipe not in used:
+                graph.free()
+        self.graphs[:] = [entry for entry in self.graphs if entry[0] in used]
+
+    def _tell_unknown(self) -> None:
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"toma_fx: a pipeline that apply was not given calls this "
+                f"{type(self._model).__name__}, and merge_steps cannot follow it: every step is "
+                "merged. Give apply that pipeline as well",
+                PipelineWarning,
+                stacklevel=2,
+            )
 
 
-def _forward_of(model: nn.Module) -> Callable[..., Any]:
-    """`model._call_impl`, which runs hooks and forward, with a code object of its own.
-
-    Dynamo keeps its compiled graphs, and counts recompiles, by code object.
-    """
-    theirs = nn.Module._call_impl
-    own = types.FunctionType(theirs.__code__.replace(), theirs.__globals__, theirs.__name__)
-    return types.MethodType(own, model)
+def _free(graphs: list[tuple[Recipe, Graph]]) -> None:
+    for _, graph in graphs:
+        graph.free()
+    graphs.clear()

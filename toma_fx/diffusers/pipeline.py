@@ -1,4 +1,4 @@
-"""Apply token merging to a pipeline, and remove it again."""
+"""Apply token merging to pipelines, and remove it again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from toma_fx.config import TomaConfig, closest
-from toma_fx.diffusers.config import TokenMergingConfig
+from toma_fx.config import TomaConfig
 from toma_fx.diffusers.denoiser import CompiledCall
+from toma_fx.diffusers.recipe import Recipe, recipe_of
+from toma_fx.diffusers.status import GraphStatus, Status, status_of
 from toma_fx.errors import ConfigError, PipelineError
 
 T = TypeVar("T")
 
 # What pipelines call their denoisers; the second transformer takes over at low noise.
 _COMPONENTS = ("unet", "transformer", "transformer_2")
-_COMPILE_OPTIONS = ("fullgraph", "dynamic", "mode", "options")
 _SLOT = "_compiled_call_impl"  # where `nn.Module.compile` puts what it compiled
 
 
@@ -25,67 +25,117 @@ def apply(pipeline_or_model: T, config: TomaConfig | None = None, **compile_opti
 
     Nothing runs yet: the first call compiles, and so does the first at another resolution or
     batch size. Prompts, seeds, guidance scales and step counts share what is compiled. Plans are
-    forgotten where a generation begins, without waiting for the device.
+    forgotten where a picture begins, without waiting for the device.
+
+    Pipelines that share a denoiser (`from_pipe`) may each be given, with configurations of their
+    own: time, guidance and `merge_steps` follow the one that calls. Calls of one that was not
+    given are merged as those of the first that was.
 
     Args:
-        pipeline_or_model: a pipeline with a `unet` or a `transformer`, or such a model itself;
-            a model alone has no scheduler, so that generations are told apart by its timestep.
+        pipeline_or_model: a pipeline with a `unet` or a `transformer`, or a list of several, or
+            such a model itself; a model alone has no scheduler, so that generations are told
+            apart by its timestep.
         config: a `TokenMergingConfig`, or a `TomaConfig`; the default merges half of the tokens
             in every step.
         **compile_options: `fullgraph`, `dynamic`, `mode` and `options` as for `torch.compile`;
-            `inner_backend` is among the options.
+            `inner_backend` is among the options. `recompile_limit` (64) is the number of sizes
+            that each graph may have, and of graphs for one size: a larger value takes memory, a
+            few megabytes of plans a size, and behind it the plain model runs after a warning.
 
     Returns:
         What was given.
 
     Raises:
         PipelineError: there is no denoiser, or it is compiled already.
-        ConfigError: an option is unknown, or `merge_steps` is given without a scheduler.
+        ConfigError: an option is unknown or out of range, or `merge_steps` is given without a
+            scheduler.
+
+    Nothing is applied anywhere if anything is wrong.
     """
-    config = _widened(config or TokenMergingConfig())
-    _check(compile_options)
-    models = _denoisers(pipeline_or_model)
-    alone = isinstance(pipeline_or_model, nn.Module)
-    if not config.merges_always and (alone or not hasattr(pipeline_or_model, "scheduler")):
-        raise ConfigError("merge_steps needs a pipeline with a scheduler: apply it to the pipeline")
-    for name, model in models.items():
-        _refuse_compiled(name, model)
-    for model in models.values():
-        pipeline = None if alone else pipeline_or_model
-        model.__dict__[_SLOT] = CompiledCall(model, config, dict(compile_options), pipeline)
+    recipe = recipe_of(config, compile_options)
+    targets = _targets(pipeline_or_model)
+    for target in targets:
+        _check(target, recipe)
+        for name, model in _denoisers(target).items():
+            _refuse_applied(name, model, target)
+    for target in targets:
+        _install(target, recipe)
     return pipeline_or_model
 
 
 def remove(pipeline_or_model: T) -> T:
-    """Undo `apply`: the denoiser runs as it did before, and what was compiled is dropped.
+    """Undo `apply`: the denoiser runs as it did before, and what was compiled is freed.
+
+    Where another pipeline was given the same denoiser, that one stays merged. A model that is
+    given itself is freed of all.
 
     Raises:
         PipelineError: token merging is not applied.
     """
-    applied = [m for m in _denoisers(pipeline_or_model).values() if _applied_to(m)]
-    if not applied:
-        raise PipelineError(
-            f"token merging is not applied to this {_kind(pipeline_or_model)}: nothing to remove"
-        )
-    for model in applied:
-        del model.__dict__[_SLOT]
+    for target in _targets(pipeline_or_model):
+        if not any(_removable(model, target) for model in _denoisers(target).values()):
+            raise PipelineError(_not_applied(target))
+    for target in _targets(pipeline_or_model):
+        for model in _denoisers(target).values():
+            if _removable(model, target):
+                _remove(model, target)
     return pipeline_or_model
 
 
 def enable(pipeline_or_model: T, config: TomaConfig | None = None, **compile_options: Any) -> T:
-    """`apply`, in place of whatever configuration was applied before; see there."""
-    disable(pipeline_or_model)
-    return apply(pipeline_or_model, config, **compile_options)
+    """`apply`, in place of whatever configuration was applied before; see there.
+
+    What was applied before stays if this fails.
+    """
+    recipe = recipe_of(config, compile_options)
+    targets = _targets(pipeline_or_model)
+    for target in targets:
+        _check(target, recipe)
+    for target in targets:
+        _install(target, recipe)
+    return pipeline_or_model
 
 
 def disable(pipeline_or_model: T) -> T:
     """`remove` where token merging is applied; nothing otherwise."""
-    return remove(pipeline_or_model) if is_applied(pipeline_or_model) else pipeline_or_model
+    for target in _targets(pipeline_or_model):
+        if is_applied(target):
+            remove(target)
+    return pipeline_or_model
 
 
 def is_applied(pipeline_or_model: object) -> bool:
-    """Whether token merging is applied to a denoiser of the pipeline."""
-    return any(_applied_to(model) for model in _denoisers(pipeline_or_model).values())
+    """Whether token merging was applied to this pipeline (to all of a list), or to this model.
+
+    A pipeline that shares its denoiser with one that it was applied to was not given itself.
+    """
+    return all(
+        any(_applied_to(model, target) for model in _denoisers(target).values())
+        for target in _targets(pipeline_or_model)
+    )
+
+
+def status(pipeline_or_model: object) -> Status:
+    """Whether a pipeline merges, graph by graph, and why not where it does not.
+
+    Reads nothing from the device.
+
+    Raises:
+        PipelineError: there is no denoiser.
+    """
+    rows: list[GraphStatus] = []
+    for name, model in _denoisers(pipeline_or_model).items():
+        if (compiled := _compiled(model)) is not None:
+            rows += status_of(name, compiled)
+    return Status(is_applied(pipeline_or_model), tuple(rows))
+
+
+def _targets(given: object) -> list[object]:
+    """The pipelines of a list, or the only one."""
+    targets = list(given) if isinstance(given, list | tuple) else [given]
+    if not targets:
+        raise PipelineError("there is no pipeline in the list")
+    return targets
 
 
 def _denoisers(target: object) -> dict[str, nn.Module]:
@@ -100,38 +150,67 @@ def _denoisers(target: object) -> dict[str, nn.Module]:
     return models
 
 
-def _refuse_compiled(name: str, model: nn.Module) -> None:
-    if _applied_to(model):
+def _check(target: object, recipe: Recipe) -> None:
+    alone = isinstance(target, nn.Module)
+    if not recipe.merges_always and (alone or not hasattr(target, "scheduler")):
+        raise ConfigError("merge_steps needs a pipeline with a scheduler: apply it to the pipeline")
+    for name, model in _denoisers(target).items():
+        other = getattr(model, _SLOT, None) is not None and _compiled(model) is None
+        if other or isinstance(model, torch._dynamo.OptimizedModule):
+            raise PipelineError(
+                f"{name} is compiled already, and apply compiles it: pass the model as it was "
+                'before, or compile it yourself with backend="toma"'
+            )
+
+
+def _refuse_applied(name: str, model: nn.Module, target: object) -> None:
+    if _applied_to(model, target):
         raise PipelineError(
             f"token merging is applied to {name} already: remove it first, or use enable"
         )
-    if isinstance(model, torch._dynamo.OptimizedModule) or getattr(model, _SLOT, None) is not None:
-        raise PipelineError(
-            f"{name} is compiled already, and apply compiles it: pass the model as it was "
-            'before, or compile it yourself with backend="toma"'
+
+
+def _install(target: object, recipe: Recipe) -> None:
+    for model in _denoisers(target).values():
+        compiled = _compiled(model)
+        if compiled is None:
+            compiled = model.__dict__[_SLOT] = CompiledCall(model)
+        compiled.add(None if target is model else target, recipe)
+
+
+def _remove(model: nn.Module, target: object) -> None:
+    compiled = _compiled(model)
+    if compiled is None:
+        return
+    if target is model or compiled.alone or not compiled.drop(target):
+        del model.__dict__[_SLOT]
+        compiled.free()
+
+
+def _compiled(model: nn.Module) -> CompiledCall | None:
+    found = model.__dict__.get(_SLOT)
+    return found if isinstance(found, CompiledCall) else None
+
+
+def _applied_to(model: nn.Module, target: object) -> bool:
+    compiled = _compiled(model)
+    return compiled is not None and (target is model or compiled.applies_to(target))
+
+
+def _removable(model: nn.Module, target: object) -> bool:
+    """Also by whoever is left where the pipelines that were given are gone."""
+    compiled = _compiled(model)
+    return compiled is not None and (_applied_to(model, target) or not compiled.pipelines)
+
+
+def _not_applied(target: object) -> str:
+    shared = any(_compiled(model) is not None for model in _denoisers(target).values())
+    if shared:
+        return (
+            f"token merging is not applied to this {_kind(target)}, but to another pipeline that "
+            "shares its denoiser: remove it from that one, or pass the denoiser"
         )
-
-
-def _applied_to(model: nn.Module) -> bool:
-    return isinstance(model.__dict__.get(_SLOT), CompiledCall)
-
-
-def _widened(config: TomaConfig) -> TokenMergingConfig:
-    if isinstance(config, TokenMergingConfig):
-        return config
-    if not isinstance(config, TomaConfig):
-        raise ConfigError(f"config must be a TokenMergingConfig or a TomaConfig, not {config!r}")
-    return TokenMergingConfig(**{name: getattr(config, name) for name in config.field_names()})
-
-
-def _check(compile_options: dict[str, Any]) -> None:
-    for name in compile_options:
-        if name not in _COMPILE_OPTIONS:
-            hint = closest(name, _COMPILE_OPTIONS)
-            raise ConfigError(
-                f"unknown option {name!r}{hint}; fields of TokenMergingConfig go into config, "
-                "options of the compiler into options"
-            )
+    return f"token merging is not applied to this {_kind(target)}: nothing to remove"
 
 
 def _kind(target: object) -> str:

@@ -1,56 +1,195 @@
-"""Where a pipeline stands in its generation, read on the host.
+"""Which pipeline calls a denoiser, and where it stands in its picture, read on the host.
 
-The timestep lies on the device, and reading it would wait for it. But at the start of every
-generation a pipeline asks its scheduler for timesteps, which makes a new tensor: its identity
-tells generations apart, also after one that failed half way.
+The timestep lies on the device, and reading it would wait for it. But at the start of every picture
+a pipeline asks its scheduler for timesteps, which makes a new tensor, and hands parts of that one
+to the denoiser: which tensor a timestep is part of tells pictures apart, and its place in it tells
+steps. Pipelines that hand over copies are followed by their scheduler.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from toma_fx.diffusers.caller import announced, mark
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a call of the denoiser stands.
+
+    Attributes:
+        begins: whether it is the first of a picture.
+        step: of the picture, from 0; None where nobody can tell.
+        share: of the picture's steps, what lies behind the call, in [0, 1); None likewise.
+        pipeline: the one that calls; None where it is not one that is followed.
+    """
+
+    begins: bool = False
+    step: int | None = None
+    share: float | None = None
+    pipeline: Any = None
 
 
 class Progress:
-    """Follows the scheduler of a pipeline; whichever it has at the time.
+    """Follows the pipelines that share a denoiser; each is held weakly."""
 
-    Args:
-        pipeline: anything with a `scheduler`; held weakly.
-    """
-
-    def __init__(self, pipeline: object) -> None:
-        self._pipeline = weakref.ref(pipeline)
-        self._timesteps: object = None
-        self._timestep: object = None
-        self._steps = 0
+    def __init__(self) -> None:
+        self._followed: list[_Followed] = []
+        self._schedule: Tensor | None = None  # held, so that its memory is not taken by another
 
     @property
-    def pipeline(self) -> Any:
-        return self._pipeline()
+    def pipelines(self) -> list[Any]:
+        """Those that still exist."""
+        return [p for p in (followed.pipeline() for followed in self._followed) if p is not None]
 
-    def begins(self) -> bool:
-        """Whether this call is the first of a generation. Ask once a call."""
-        timesteps = getattr(self._scheduler, "timesteps", None)
-        fresh = timesteps is not self._timesteps
-        self._timesteps = timesteps
-        if fresh:
-            self._timestep, self._steps = None, 0
-        return fresh
+    def add(self, pipeline: object) -> None:
+        """Follow a pipeline from its next picture on."""
+        self._followed.append(_Followed(weakref.ref(pipeline), _timesteps(pipeline)))
+        mark(pipeline)
 
-    def fraction(self, timestep: object) -> float:
-        """The share of the schedule that lies behind this call, in [0, 1).
+    def drop(self, pipeline: object) -> None:
+        self._followed = [f for f in self._followed if f.pipeline() not in (pipeline, None)]
+
+    def follow(self, timestep: object) -> Moment:
+        """Where a call stands; ask once a call.
 
         Args:
-            timestep: the denoiser's argument. Schedulers without a `step_index` are followed by
-                it: pipelines hand over one object a step.
+            timestep: the denoiser's argument.
         """
-        if timestep is not self._timestep:
-            self._steps += self._timestep is not None
-            self._timestep = timestep
-        scheduler = self._scheduler
-        done = scheduler.step_index or 0 if hasattr(scheduler, "step_index") else self._steps
-        return float(done / max(len(scheduler.timesteps), 1))
+        schedule = self._source(timestep)
+        if schedule is None:
+            return Moment()
+        sharing = [f for f in self._followed if _timesteps(f.pipeline()) is schedule]
+        picture = _pictures.get(schedule)
+        if picture is None:
+            pipelines = [followed.pipeline() for followed in sharing]
+            picture = _pictures[schedule] = _Picture(schedule, pipelines, timestep)
+        begins, self._schedule = schedule is not self._schedule, schedule
+        for followed in sharing:
+            followed.seen = schedule
+        return picture.moment(schedule, timestep, begins)
 
-    @property
-    def _scheduler(self) -> Any:
-        return getattr(self.pipeline, "scheduler", None)
+    def _source(self, timestep: object) -> Tensor | None:
+        """The schedule that a timestep comes from; None where that is not clear."""
+        schedules = [s for s in map(_timesteps, self.pipelines) if s is not None]
+        if isinstance(timestep, Tensor) and _is_part(timestep):
+            known = [*schedules, *([self._schedule] if self._schedule is not None else [])]
+            same = [schedule for schedule in known if _shares_memory(timestep, schedule)]
+            return same[0] if same else timestep
+        for followed in self._followed:
+            fresh = _timesteps(followed.pipeline())
+            if fresh is not None and fresh is not followed.seen:
+                return fresh
+        # Copies tell nothing: they go on with the picture that began last, until it is done.
+        for pipeline in self.pipelines:
+            mine = _timesteps(pipeline)
+            only = self._schedule is None and len(schedules) == 1
+            if mine is not None and (mine is self._schedule or only) and not _is_done(pipeline):
+                return mine
+        return None
+
+
+@dataclass
+class _Followed:
+    """A pipeline, and the timesteps that its scheduler had when last seen."""
+
+    pipeline: weakref.ref[Any]
+    seen: Tensor | None
+
+
+class _Picture:
+    """One run through a schedule, or through the part of it that runs.
+
+    Args:
+        schedule: the timesteps, or one of them that is part of a schedule nobody here has.
+        candidates: pipelines whose scheduler has that schedule.
+        timestep: of the first call.
+    """
+
+    def __init__(self, schedule: Tensor, candidates: list[Any], timestep: object) -> None:
+        # The schedule keeps this picture, so that nothing here may keep the schedule.
+        self._scheduler = _weak(candidates[0].scheduler if candidates else None)
+        self._pipeline = _weak(announced(candidates))
+        self._timestep = _weak(timestep)
+        self._counted = 0
+        start = getattr(self._scheduler(), "begin_index", None)
+        self._start = self._place(schedule, timestep) if start is None else int(start)
+        for candidate in candidates:
+            mark(candidate)
+
+    def moment(self, schedule: Tensor, timestep: object, begins: bool) -> Moment:
+        """Where a call with this timestep stands."""
+        pipeline = self._pipeline()
+        if pipeline is not None:
+            mark(pipeline)  # its callbacks may change the guidance on the way
+        if timestep is not self._timestep():
+            self._counted += 1
+            self._timestep = _weak(timestep)
+        steps = self._steps(schedule, pipeline)
+        step = min(max(self._place(schedule, timestep) - self._start, 0), steps - 1)
+        return Moment(begins, step, step / steps, pipeline)
+
+    def _steps(self, schedule: Tensor, pipeline: object) -> int:
+        """How many steps run, as far as the schedule or the pipeline tells."""
+        whole = max(_length(schedule) - self._start, 1)
+        told = getattr(pipeline, "num_timesteps", None)
+        return told if isinstance(told, int) and 0 < told < whole else whole
+
+    def _place(self, schedule: Tensor, timestep: object) -> int:
+        """Of a timestep among those of the schedule."""
+        if isinstance(timestep, Tensor) and _shares_memory(timestep, schedule):
+            if _is_part(schedule):
+                return timestep.storage_offset()
+            apart = max(schedule.stride(0), 1)
+            return (timestep.storage_offset() - schedule.storage_offset()) // apart
+        scheduler = self._scheduler()
+        if hasattr(scheduler, "step_index"):
+            start = getattr(scheduler, "begin_index", None) or 0
+            return int(start if scheduler.step_index is None else scheduler.step_index)
+        return self._counted
+
+
+# By the schedule: the denoisers of one pipeline see the same picture.
+_pictures: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _weak(value: object) -> Callable[[], Any]:
+    """A weak reference; numbers, which cannot have one, are kept."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
+
+
+def _timesteps(pipeline: object) -> Tensor | None:
+    found = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _is_done(pipeline: Any) -> bool:
+    """Whether the scheduler has made all of its steps: another call is not of this picture."""
+    index = getattr(pipeline.scheduler, "step_index", None)
+    return index is not None and index >= len(pipeline.scheduler.timesteps)
+
+
+def _is_part(timestep: Tensor) -> bool:
+    """Whether a tensor shows one element of a longer one."""
+    single = timestep.numel() == 1 or not any(timestep.stride())
+    return single and timestep.untyped_storage().nbytes() > timestep.element_size()
+
+
+def _shares_memory(timestep: Tensor, schedule: Tensor) -> bool:
+    one, other = timestep.untyped_storage(), schedule.untyped_storage()
+    return bool(one._cdata == other._cdata)
+
+
+def _length(schedule: Tensor) -> int:
+    if _is_part(schedule):
+        return schedule.untyped_storage().nbytes() // schedule.element_size()
+    return len(schedule)
