@@ -89,10 +89,10 @@ def test_an_unknown_option_names_the_closest(picture: Tensor) -> None:
 
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_errors_reach_an_except_for_them(picture: Tensor, fullgraph: bool) -> None:
-    model = Mlp()
+    model, options = Mlp(), {"ratoi": 0.5}
+    misspelt = torch.compile(model, backend="toma", fullgraph=fullgraph, options=options)
     with torch.no_grad(), pytest.raises(ConfigError) as caught:
-        options = {"ratoi": 0.5}
-        torch.compile(model, backend="toma", fullgraph=fullgraph, options=options)(picture)
+        misspelt(picture)
     assert str(caught.value) == "unknown option 'ratoi'; did you mean 'ratio'?"
     assert isinstance(caught.value, ValueError)
     assert type(caught.value).__name__ == "ConfigError"
