@@ -1,9 +1,11 @@
 """Emoji with captions: Fluent Emoji in 3D style (MIT), names of emoji-datasource (MIT).
 
     python -m benchmarks.data
+    python -m benchmarks.data --pack emoji.zip
 
 Fetches two packages with npm, checks them, and writes `build/data/emoji-{pixels}.safetensors`.
-Nothing of the data is needed to use the generators.
+`--pack` writes what is used of them into one small file, which makes the same data where there is
+no network: as `build/data/emoji.zip`. Nothing of the data is needed to use the generators.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import json
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FOLDER = Path("build/data")
+PACKED = "emoji.zip"
 PIXELS = (64, 128)
 
 
@@ -100,14 +104,39 @@ def prepare(folder: Path) -> None:
         DataError: npm fails, or an archive is not the expected one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, names = (_fetch(package, folder) for package in (PICTURES, NAMES))
-    rows = _rows(_read_names(names), _read_pictures(pictures))
+    rows = _gathered(folder)
     captions = json.dumps([{"caption": row["caption"], "kind": row["kind"]} for row in rows])
     for pixels in PIXELS:
         stacked = torch.stack([_decode(row["data"], pixels) for row in rows])
         file = folder / f"emoji-{pixels}.safetensors"
         save_file({"pictures": stacked}, file, {"captions": captions})
         print(f"{file}: {len(rows)} pictures of {pixels} x {pixels}")
+
+
+def pack(file: Path, folder: Path = FOLDER) -> None:
+    """Captions and pictures as they were published, those that are used.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = _gathered(folder)
+    with zipfile.ZipFile(file, "w") as archive:
+        captions = [{"caption": row["caption"], "kind": row["kind"]} for row in rows]
+        archive.writestr("captions.json", json.dumps(captions))
+        for place, row in enumerate(rows):
+            archive.writestr(f"{place}.webp", row["data"])
+
+
+def _gathered(folder: Path) -> list[dict[str, Any]]:
+    """Captions, kinds and pictures: from what was packed, else from the packages."""
+    packed = folder / PACKED
+    if packed.exists():
+        with zipfile.ZipFile(packed) as archive:
+            rows = json.loads(archive.read("captions.json"))
+            return [{**row, "data": archive.read(f"{i}.webp")} for i, row in enumerate(rows)]
+    pictures, names = (_fetch(package, folder) for package in (PICTURES, NAMES))
+    return _rows(_read_names(names), _read_pictures(pictures))
 
 
 def _fetch(package: Package, folder: Path) -> Path:
@@ -175,7 +204,12 @@ def _expect(found: int, expected: int, what: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER)
-    prepare(parser.parse_args().out)
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="write one file for elsewhere")
+    given = parser.parse_args()
+    if given.pack:
+        pack(given.pack, given.out)
+    else:
+        prepare(given.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m benchmarks.export --out benchmarks/results/export_cpu.json
 
-Models of SDXL's and Flux's layout in sizes that a CPU runs, random weights. Both contestants see
+Models of SDXL's and Flux's layout in sizes that a CPU runs, random weights; `--on cuda` in half
+precision. Both contestants see
 the same falling timesteps, pictures of ten steps, in turns; on shared cores only the ratio of one
 run means something. A package is loaded in a process of its own, its imports not counted.
 """
@@ -44,9 +45,12 @@ print(time.perf_counter() - start)
 
 
 @torch.no_grad()
-def measure(name: str, side: int, pictures: int, config: TomaConfig) -> dict[str, Any]:
+def measure(
+    name: str, side: int, pictures: int, config: TomaConfig, device: torch.device
+) -> dict[str, Any]:
     """One model: export, load, and steps of both contestants."""
-    model = build(find_preset(name), torch.device("cpu"), torch.float32)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = build(find_preset(name), device, dtype)
     inputs = inputs_for(model, side, side)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.pt2"
@@ -57,7 +61,7 @@ def measure(name: str, side: int, pictures: int, config: TomaConfig) -> dict[str
         package = toma_fx.load(path)
     jitted = compiled(model, inputs, config)
     runs, results = contestants({"jitted": jitted, "package": package}, inputs)
-    seconds = interleaved(runs, pictures * STEPS)
+    seconds = interleaved(runs, pictures * STEPS, device)
     ratios = [a / b for a, b in zip(seconds["jitted"], seconds["package"], strict=True)]
     stats = package.stats()
     return {
@@ -131,20 +135,27 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=130).print(table)
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["sdxl-small", "flux-small"])
     parser.add_argument("--side", type=int, default=512, help="of the picture in pixels")
+    parser.add_argument("--on", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pictures", type=int, default=3, help="of ten timed steps each")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
     config = TomaConfig(ratio=given.ratio, regions="all")
-    rows = [measure(name, given.side, given.pictures, config) for name in given.models]
+    rows = []
+    for name in given.models:
+        rows.append(measure(name, given.side, given.pictures, config, torch.device(given.on)))
+        if given.out:  # after each: an interruption loses only what was running
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps({**describe(), "rows": rows}, indent=2) + "\n")
     show(rows)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({**describe(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

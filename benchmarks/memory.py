@@ -15,11 +15,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils._pytree import tree_map
 
 from benchmarks.machine import describe
 from benchmarks.steps import inputs_of, model_of
@@ -29,6 +31,16 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+
+
+def allocated(step: Callable[[], object]) -> int:
+    """Most bytes that a step takes of the allocator of CUDA, above what rests."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 class Sampler(threading.Thread):
@@ -51,12 +63,19 @@ class Sampler(threading.Thread):
 
 @torch.no_grad()
 def measure(backend: str, side: int) -> int:
-    """Bytes of one warm step above the resting memory."""
-    model = model_of((320, 640), (1, 2))
-    inputs = inputs_of(side, 1)
+    """Bytes of one warm step above the resting memory; in half precision on CUDA."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = model_of((320, 640), (1, 2)).to(device, dtype)
+    inputs = tree_map(
+        lambda value: value.to(device, dtype) if isinstance(value, torch.Tensor) else value,
+        inputs_of(side, 1),
+    )
     run = torch.compile(model, backend=backend, fullgraph=True)
     for step in (900.0, 800.0):
-        run(timestep=torch.tensor(step), **inputs)
+        run(timestep=torch.tensor(step, device=device), **inputs)
+    if device.type == "cuda":
+        return allocated(lambda: run(timestep=torch.tensor(700.0, device=device), **inputs))
     before = resident()
     sampler = Sampler()
     sampler.start()
@@ -64,12 +83,16 @@ def measure(backend: str, side: int) -> int:
     return sampler.finish() - before
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=64, help="latents, one side")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", metavar="BACKEND", help="internal")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
     if given.one:
         print(measure(given.one, given.side))
         return

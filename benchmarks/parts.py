@@ -29,16 +29,12 @@ from benchmarks.machine import describe, in_words
 from benchmarks.race.contestants import CONTESTANTS, REFERENCE
 from benchmarks.race.group import settle_compilers
 from benchmarks.race.heat import SETTLING, laps
-from benchmarks.race.labels import PARTS
 from benchmarks.race.models import TITLES, arguments_of, model_of
-from benchmarks.race.pace import CYCLE, step_seconds
-from benchmarks.race.parts import BACKEND, seconds_by_part
+from benchmarks.race.pace import step_seconds
+from benchmarks.race.parts import BACKEND, GAPS, parts_of
 from benchmarks.race.plots import wrapped
-from benchmarks.race.profiled import profile_step
 from benchmarks.race.start import Entry, Setting, SkipError, setting_of, start
 from benchmarks.speed import RESULTS, slug
-
-GAPS = "launch gaps"
 
 
 def entries(setting: Setting, names: list[str], ratio: float) -> dict[str, Entry]:
@@ -55,22 +51,6 @@ def entries(setting: Setting, names: list[str], ratio: float) -> dict[str, Entry
         except SkipError as reason:
             Console().print(f"{name}: {reason}")
     return found
-
-
-def parts_of(
-    running: dict[str, Entry], cycles: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Seconds by part of a step on average over its schedule, everyone's steps in turns."""
-    found = {name: {part: list[float]() for part in PARTS} for name in running}
-    for step in range(cycles * CYCLE):
-        for name, entry in running.items():
-            events = profile_step(lambda entry=entry, step=step: entry.step(step), device)
-            for part, seconds in seconds_by_part(events, device).items():
-                found[name][part].append(seconds)
-    return {
-        name: {part: step_seconds(each, running[name].phases) for part, each in parts.items()}
-        for name, parts in found.items()
-    }
 
 
 @torch.no_grad()

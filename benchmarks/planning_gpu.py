@@ -139,12 +139,16 @@ def show(rows: list[Row], facts: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
+    return parser
+
+
 def main() -> None:
     from benchmarks.machine import describe
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
-    out = parser.parse_args().out
+    out = arguments().parse_args().out
     if not torch.cuda.is_available():
         sys.exit("planning_gpu: no CUDA device here; run this on a machine with a GPU")
     with torch.no_grad():

@@ -31,12 +31,15 @@ from benchmarks.race.store import MixedResultsError, Store
 # Threads that wait give up their core; the profiler prints a line each time it starts.
 QUIET = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "5"}
 RESULTS = Path(__file__).parent / "results"
+MORE = 3
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--quick", action="store_const", dest="level", const="quick")
+    for name, what in (("toy", "tiny models"), ("blocks", "a few blocks of the models of today")):
+        level.add_argument(f"--{name}", action="store_const", dest="level", const=name, help=what)
     level.add_argument(
         "--all", action="store_const", dest="level", const="all", help="the whole product"
     )
@@ -50,7 +53,19 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--contestants", nargs="+", default=[], choices=list(CONTESTANTS))
     parser.add_argument("--cycles", type=int, help="timed cycles of ten steps of each contestant")
     parser.add_argument("--heat", type=int, help="contestants that race together")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        help="contestants that compile at once, each in a process of its own (default: 1)",
+    )
+    parser.add_argument(
+        "--backend", default="inductor", help='of torch.compile; "parts" tells parts of a step'
+    )
     parser.add_argument("--minutes", type=float, help="start nothing new after this time")
+    parser.add_argument(
+        "--strict", action="store_true", help=f"exit with {MORE} where the time was too short"
+    )
     parser.add_argument("--warm-caches", action="store_true", help="do not compile cold")
     parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
@@ -108,7 +123,7 @@ def main() -> None:
     given = arguments().parse_args()
     console = Console()
     device = torch.device(given.on or ("cuda" if torch.cuda.is_available() else "cpu"))
-    suffix = "_quick" if given.level == "quick" else ""
+    suffix = "" if given.level in ("default", "all") else f"_{given.level}"
     path = given.out / f"speed_{slug(device)}{suffix}.json"
     cases = cases_of(
         device.type,
@@ -132,6 +147,8 @@ def main() -> None:
     write_report(store)
     console.print(table.console(store))
     console.print(f"written: {path}, .md and .png beside it", soft_wrap=True)
+    if given.strict and not all(store.finished(case.key) for case in cases):
+        sys.exit(MORE)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,14 @@ class Training:
         self.call: Any = torch.compile(self.model) if given.compile else self.model
         self.optimizers = optimizers(self.model, given.lr)
         self.teacher: Any = None  # what a distilled model learns guidance from
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1, by steps or by time, whichever is further."""
+        given = self.given
+        timed = self.seconds / (60 * given.minutes) if given.minutes else 0.0
+        return max(self.step / given.steps, min(1.0, timed))
 
     def advance(self, emoji: data.Emoji) -> float:
         """One step; returns the loss."""
@@ -84,8 +91,7 @@ class Training:
     @property
     def _distilling(self) -> bool:
         """The last steps teach a distilled model what guidance would do in two passes."""
-        first = self.given.steps * (1 - self.given.distill)
-        return self.generator.distilled and first <= self.step < self.given.steps
+        return self.generator.distilled and 1 - self.given.distill <= self.progress < 1
 
     @property
     def guides(self) -> bool:
@@ -103,8 +109,7 @@ class Training:
 
     def _rate(self) -> float:
         """Up over the first steps, then down to nothing in a line."""
-        left = 1 - self.step / self.given.steps
-        return float(self.given.lr * min(1.0, (self.step + 1) / _WARM_UP) * left)
+        return float(self.given.lr * min(1.0, (self.step + 1) / _WARM_UP) * (1 - self.progress))
 
     def averaged(self) -> Generator:
         """The generator with its averaged weights, for pictures."""
@@ -114,6 +119,7 @@ class Training:
     def save(self, file: Path) -> None:
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -124,7 +130,7 @@ class Training:
 
     def restore(self, file: Path) -> None:
         state = torch.load(file, map_location=self.given.device)
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state.get("seconds", 0.0)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         if state.get("teacher"):
@@ -153,14 +159,15 @@ def train(given: argparse.Namespace) -> None:
     checkpoint = given.out / "checkpoint.pt"
     if checkpoint.exists():
         training.restore(checkpoint)
-    console, seconds = Console(width=100), 0.0
-    while training.step < given.steps:
+    console = Console(width=100)
+    while training.progress < 1:
         start = time.perf_counter()
         loss = training.advance(emoji)
-        seconds += time.perf_counter() - start
-        _log(given.out / "loss.csv", training.step, loss, time.perf_counter() - start)
-        if training.step % given.every == 0 or training.step == given.steps:
-            console.print(f"step {training.step}: loss {loss:.4f}, {seconds:.0f} s in this run")
+        took = time.perf_counter() - start
+        training.seconds += took
+        _log(given.out / "loss.csv", training.step, loss, took)
+        if training.step % given.every == 0 or training.progress == 1:
+            console.print(f"step {training.step}: loss {loss:.4f}, {training.seconds:.0f} s")
             training.save(checkpoint)
             guidance = _STRONGEST / 2 if training.guides else 1.0
             contact_sheet(training.averaged(), emoji.captions, given.out, training.step, guidance)
@@ -173,13 +180,14 @@ def _log(file: Path, *row: float) -> None:
         csv.writer(opened).writerow([f"{value:.5g}" for value in row])
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("name", choices=NAMES)
     add("--size", choices=SIZES, default="small")
     add("--kinds", nargs="+", default=data.SMALL, help="of emoji, for a small one")
     add("--steps", type=int, default=5000)
+    add("--minutes", type=float, help="of training in all; the rate falls over them")
     add("--batch", type=int, default=8)
     add("--lr", type=float, default=1e-3)
     add("--distill", type=float, default=0.0, help="share of steps that teach guidance (flux)")
@@ -189,7 +197,11 @@ def main() -> None:
     add("--threads", type=int, help="of the CPU")
     add("--compile", action="store_true")
     add("--out", type=Path, help="default: build/train/NAME-SIZE")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
     given.out = given.out or Path("build/train") / f"{given.name}-{given.size}"
     if given.threads:
         torch.set_num_threads(given.threads)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from toma_fx.config import METHODS
+
 REFERENCE = "torch.compile"
 CHAMPION = "toma"
 
@@ -20,6 +22,7 @@ class Contestant:
         merges: runs once for every ratio; else once a picture size.
         variant: a variant of another contestant, raced at one ratio and one size.
         slow_to_compile: its compile takes many minutes on a CPU.
+        on_gpus: means something there alone.
     """
 
     name: str
@@ -28,10 +31,16 @@ class Contestant:
     merges: bool = False
     variant: bool = False
     slow_to_compile: bool = False
+    on_gpus: bool = False
 
 
 def _toma(name: str, variant: bool = False, **options: Any) -> Contestant:
     return Contestant(name, "toma", options, merges=True, variant=variant)
+
+
+def _toma_mode(name: str, mode: str, **more: bool) -> Contestant:
+    """Merged, and compiled as `mode` says: a variant, raced beside the same mode unmerged."""
+    return Contestant(name, "toma", {"mode": mode}, merges=True, variant=True, **more)
 
 
 def _tomesd(name: str, variant: bool = False, **options: Any) -> Contestant:
@@ -40,6 +49,8 @@ def _tomesd(name: str, variant: bool = False, **options: Any) -> Contestant:
 
 _ALL_PARTS = {"merge_attn": True, "merge_crossattn": True, "merge_mlp": True}
 _AUTOTUNED = "max-autotune"
+_TUNED = "max-autotune-no-cudagraphs"
+_GRAPHS = "reduce-overhead"
 
 CONTESTANTS = {
     contestant.name: contestant
@@ -49,21 +60,16 @@ CONTESTANTS = {
         _toma(CHAMPION),
         _toma("toma, scope block", scope="block"),
         _toma("toma, scope span 2", scope="span", span=2),
-        _toma("tomesd", method="tomesd"),
-        _toma("tofu", method="tofu"),
-        _toma("todo", method="todo"),
+        *(_toma(method, method=method) for method in METHODS if method != CHAMPION),
         _tomesd("tomesd package, eager", compiled=False, **_ALL_PARTS),
         _tomesd("tomesd package, compiled", compiled=True, **_ALL_PARTS),
         Contestant("first-block cache, every other step", "cache", {"threshold": 0.7}),
         Contestant(_AUTOTUNED, "compile", {"mode": _AUTOTUNED}, slow_to_compile=True),
-        Contestant(
-            "toma, max-autotune",
-            "toma",
-            {"mode": _AUTOTUNED},
-            merges=True,
-            variant=True,
-            slow_to_compile=True,
-        ),
+        _toma_mode("toma, max-autotune", _AUTOTUNED, slow_to_compile=True),
+        Contestant(_TUNED, "compile", {"mode": _TUNED}, slow_to_compile=True, on_gpus=True),
+        _toma_mode(f"toma, {_TUNED}", _TUNED, slow_to_compile=True, on_gpus=True),
+        Contestant(_GRAPHS, "compile", {"mode": _GRAPHS}, variant=True, on_gpus=True),
+        _toma_mode(f"toma, {_GRAPHS}", _GRAPHS, on_gpus=True),
         _toma("toma, regions auto", variant=True, regions="auto"),
         _toma("toma, plans every step", variant=True, select_every=1, weigh_every=1),
         _toma("toma, paper's schedule", variant=True, select_every=10, weigh_every=5),

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.race.blocks import BLOCKS, FRAMES
 from benchmarks.race.contestants import CHAMPION, CONTESTANTS, REFERENCE, Contestant
+from toma_fx.config import METHODS
 
 HALF = 0.5
 RATIOS = (HALF, 0.25, 0.75)
@@ -18,7 +20,7 @@ _BLOCK = "toma, scope block"
 PARTIES = {
     "duo": (REFERENCE, CHAMPION),
     "short": (REFERENCE, "eager", CHAMPION, _BLOCK, "tomesd", "tomesd package, eager"),
-    "rivals": (REFERENCE, CHAMPION, _BLOCK, "tomesd", "tofu", "todo"),
+    "rivals": (REFERENCE, _BLOCK, *METHODS),
     "main": tuple(name for name, found in CONTESTANTS.items() if not found.variant),
     "all": tuple(CONTESTANTS),
 }
@@ -57,7 +59,7 @@ class Case:
             "model": self.model,
             "height": self.height,
             "width": self.width,
-            "tokens": self.height * self.width // CELL**2,
+            "tokens": FRAMES.get(self.model, 1) * self.height * self.width // CELL**2,
             "contestant": self.contestant.name,
             "ratio": self.ratio,
         }
@@ -70,17 +72,21 @@ class Round:
     ratios: tuple[float, ...]
     who: str
 
-    def cases(self) -> Iterator[Case]:
+    def cases(self, device: str) -> Iterator[Case]:
         for height, width in self.sizes:
-            for contestant, ratio in _entries(self.who, self.ratios):
+            for contestant, ratio in _entries(self.who, self.ratios, device):
                 yield Case(self.model, height, width, contestant, ratio)
 
 
-def _entries(who: str, ratios: tuple[float, ...]) -> Iterator[tuple[Contestant, float | None]]:
+def _entries(
+    who: str, ratios: tuple[float, ...], device: str
+) -> Iterator[tuple[Contestant, float | None]]:
     """Contestants without a ratio with those at the first ratio, then the other ratios."""
     for ratio in ratios:
         for contestant in CONTESTANTS.values():
             if contestant.name not in PARTIES[who] or (contestant.variant and ratio != HALF):
+                continue
+            if contestant.on_gpus and device == "cpu":
                 continue
             if contestant.merges:
                 yield contestant, ratio
@@ -121,7 +127,20 @@ _GPU_QUICK = (
     *(Round(model, _square(2048), (HALF,), "duo") for model in ("sdxl", "flux-dev")),
     *(Round(model, _square(1024), RATIOS[1:], "duo") for model in ("sdxl", "flux-dev")),
 )
+_TOY = (
+    Round("sdxl-toy", _square(256), (HALF,), "duo"),
+    Round("flux-toy", _square(256), (HALF,), "duo"),
+    Round("wan-toy", _square(256), (HALF,), "duo"),
+)
+_VIDEO = ((480, 832),)
+_BLOCKS = tuple(
+    Round(name, _VIDEO if name in FRAMES else _square(1024), (HALF,), "rivals") for name in BLOCKS
+)
 GRIDS = {
+    ("cpu", "toy"): _TOY,
+    ("cuda", "toy"): _TOY,
+    ("cpu", "blocks"): _BLOCKS,
+    ("cuda", "blocks"): _BLOCKS,
     ("cpu", "default"): _CPU,
     ("cpu", "quick"): _CPU_QUICK,
     ("cuda", "default"): _GPU,
@@ -142,14 +161,14 @@ def cases_of(
 
     Args:
         device: `"cpu"` or `"cuda"`.
-        level: `"quick"`, `"default"`, or `"all"`, the whole product.
+        level: `"quick"`, `"default"`, `"toy"`, `"blocks"`, or `"all"`, the whole product.
         models: keep only these; likewise `sizes` (height, width), `ratios` and `contestants`.
             Plain `torch.compile` stays in any case: the others are measured beside it.
     """
     rounds = GRIDS[device, "default" if level == "all" else level]
     if level == "all":
         rounds = tuple(Round(r.model, r.sizes, RATIOS, "all") for r in rounds)
-    found = {case.key: case for round_ in rounds for case in round_.cases()}
+    found = {case.key: case for round_ in rounds for case in round_.cases(device)}
     kept = {"model": set(models), "ratio": {*ratios, None}, "size": set(sizes)}
     names = {REFERENCE, *contestants}
 

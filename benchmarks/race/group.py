@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 
 import diffusers
@@ -11,8 +12,10 @@ from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.race.contestants import CONTESTANTS, REFERENCE
+from benchmarks.race.crew import race_apart
 from benchmarks.race.grid import Case, heats
 from benchmarks.race.heat import prepare, race
+from benchmarks.race.member import Post
 from benchmarks.race.models import arguments_of, model_of, plain_flops
 from benchmarks.race.start import setting_of
 from benchmarks.race.store import Store
@@ -38,8 +41,12 @@ def run_group(
     if not left:
         return
     model, height, width = left[0].model, left[0].height, left[0].width
+    if given.together > 1:
+        _race_apart(left, store, device, given, out)
+        return
     module = model_of(model, device)
-    setting = setting_of(module, arguments_of(model, module, height, width), device)
+    arguments = arguments_of(model, module, height, width)
+    setting = setting_of(module, arguments, device, given.backend)
     flops = plain_flops(model, height, width)
     defaults = DEFAULTS[device.type]
     cold = not given.warm_caches and given.level != "quick"
@@ -54,8 +61,35 @@ def run_group(
             cycles = given.cycles or defaults["cycles"]
             records = race(heat, setting, reference, cycles=cycles, cold=cold, flops=flops)
             store.update(records)
-            for key, record in records.items():
-                out.print(f"{key:60} {_line(record)}", highlight=False, soft_wrap=True)
+            _tell(records, out)
+
+
+def _race_apart(
+    cases: list[Case], store: Store, device: torch.device, given: argparse.Namespace, out: Console
+) -> None:
+    """The cases of a group in processes of their own, `given.together` of them at once."""
+    model, height, width = cases[0].model, cases[0].height, cases[0].width
+    plain = Case(model, height, width, CONTESTANTS[REFERENCE], None)
+    flops = plain_flops(model, height, width)
+    threads = max(1, (os.cpu_count() or 1) // given.together)
+    cycles = given.cycles or DEFAULTS[device.type]["cycles"]
+
+    def post(case: Case) -> Post:
+        return Post(case, device.type, given.backend, threads)
+
+    for first in range(0, len(cases), given.together):
+        if time.time() > given.until:
+            return
+        heat = cases[first : first + given.together]
+        store.begin({case.key: case.labels for case in heat})
+        records = race_apart(heat, plain, post, cycles=cycles, flops=flops, until=given.until)
+        store.update(records)
+        _tell(records, out)
+
+
+def _tell(records: dict[str, dict], out: Console) -> None:
+    for key, record in records.items():
+        out.print(f"{key:60} {_line(record)}", highlight=False, soft_wrap=True)
 
 
 def settle_compilers(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -41,6 +41,15 @@ class Ready:
     entry: Entry
     facts: dict[str, Any]
 
+    def result(self) -> torch.Tensor:
+        """Of the step after settling; a copy, since CUDA graphs write the next one over it."""
+        return self.entry.step(SETTLING).clone()
+
+    def compare(self, expected: torch.Tensor) -> None:
+        """Note how far the result is from the plain model's."""
+        difference = self.result().float() - expected.float()
+        self.facts["change"] = float(difference.norm() / expected.float().norm())
+
 
 def prepare(
     case: Case, setting: Setting, cold: bool, expected: torch.Tensor | None = None
@@ -65,10 +74,10 @@ def prepare(
     found = profile_step(lambda: entry.step(SETTLING), setting.device)
     facts["kernels"] = kernel_count(found, setting.device)
     facts["peak_bytes"] = host_peak(found) if peak is None else peak
+    ready = Ready(entry, facts)
     if expected is not None:
-        result = entry.step(SETTLING)
-        facts["change"] = float((result - expected).norm() / expected.norm())
-    return Ready(entry, facts)
+        ready.compare(expected)
+    return ready
 
 
 def _compiled(case: Case, setting: Setting) -> tuple[Entry, dict[str, Any]]:
@@ -103,13 +112,25 @@ def laps(
     steps: dict[str, Callable[[int], Any]], cycles: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of each step of each contestant, in turns, over whole cycles."""
-    turn = CYCLE if device.type == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for first in range(0, cycles * CYCLE, turn):
+    for turn in turns(cycles, device):
         for name, step in steps.items():
-            timed = _device_seconds if device.type == "cuda" else _host_seconds
-            seconds[name] += timed(step, range(first, first + turn))
+            seconds[name] += step_times(step, turn, device)
     return seconds
+
+
+def turns(cycles: int, device: torch.device) -> Iterator[range]:
+    """Which steps a contestant runs before the next one's turn."""
+    length = CYCLE if device.type == "cuda" else 1
+    return (range(first, first + length) for first in range(0, cycles * CYCLE, length))
+
+
+def step_times(
+    step: Callable[[int], Any], numbers: Iterable[int], device: torch.device
+) -> list[float]:
+    """Seconds of each of some steps."""
+    timed = _device_seconds if device.type == "cuda" else _host_seconds
+    return timed(step, numbers)
 
 
 def _host_seconds(step: Callable[[int], Any], numbers: Iterable[int]) -> list[float]:
@@ -140,10 +161,10 @@ def race(
     *,
     cycles: int,
     cold: bool,
-    flops: int,
+    flops: int | None,
 ) -> dict[str, dict[str, Any]]:
     """Records of a heat by the keys of its cases; what fails has its error as its record."""
-    expected = reference.entry.step(SETTLING).clone()
+    expected = reference.result()
     ready: dict[str, Ready] = {}
     records: dict[str, dict[str, Any]] = {}
     for case in heat:
@@ -167,13 +188,15 @@ def race(
     return records
 
 
-def record(ready: Ready, seconds: list[float], plain: list[float], flops: int) -> dict[str, Any]:
+def record(
+    ready: Ready, seconds: list[float], plain: list[float], flops: int | None
+) -> dict[str, Any]:
     """What is kept of a contestant: numbers, and every single time."""
     phases, report = ready.entry.phases, ready.entry.report
     mine, theirs = step_seconds(seconds, phases), step_seconds(plain, lambda step: "step")
     speedups = [b / a for a, b in zip(seconds, plain, strict=True)]
     ceiling = None
-    if report is not None:
+    if report is not None and flops:
         ceiling = flops / (flops - report.flops_before + report.flops_after)
     return {
         "status": "done",

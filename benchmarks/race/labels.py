@@ -4,7 +4,8 @@ Read off the graph itself, before Inductor fuses it: attention, linears, convolu
 their operation; planning, merge and unmerge by what they touch. *Planning* is what reaches the
 result only through the plans: in-place writes to the buffers `toma_…`, and whatever only they, or
 the index of a gather or scatter, read. A node that reads a plan and an activation *merges* where
-it makes the activation smaller, or keeps its size, and *unmerges* where it makes it larger.
+it makes the activation smaller, or keeps its size, and *unmerges* where it makes it larger. One
+that reads rows of a position table belongs to what the table is for: it merges nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from toma_fx.passes.graph.inputs import Inputs
 
 PARTS = (
     "attention",
@@ -51,6 +54,7 @@ def part_of_each(graph: fx.Graph) -> dict[fx.Node, str]:
     """The part of every operation."""
     planning = _planning(graph)
     planned = set(planning) | {node for node in graph.nodes if _is_buffer(node)}
+    inputs = Inputs(graph) if planned else None
     found: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method"):
@@ -61,10 +65,13 @@ def part_of_each(graph: fx.Graph) -> dict[fx.Node, str]:
             found[node] = "planning"
         elif any(source in planned for source in sources):
             rest = [source for source in sources if source not in planned]
+            if inputs is not None and all(map(inputs.is_table, rest)):
+                found[node] = by_name(operation(node))
+                continue
             grows = _size(node) > max(_size(source) for source in rest)
             found[node] = "unmerge" if grows else "merge"
         else:
-            found[node] = _by_name(operation(node))
+            found[node] = by_name(operation(node))
     return found
 
 
@@ -110,7 +117,8 @@ def _is_buffer(node: fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target).startswith(_BUFFERS)
 
 
-def _by_name(name: str) -> str:
+def by_name(name: str) -> str:
+    """The part of an operation that neither merges nor plans."""
     for part, names in _BY_NAME:
         if any(known in name for known in names):
             return part

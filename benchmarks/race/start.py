@@ -39,6 +39,7 @@ class Setting:
         first: latents, for steps in pairs: a cache that compares steps serves every other one.
         rest: the other arguments by name, without the timestep.
         timestep: of the model's shape and type, that of a first step.
+        backend: of `torch.compile`, and what compiles the merged graph.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Setting:
     first: tuple[Tensor, Tensor]
     rest: dict[str, Any]
     timestep: Tensor
+    backend: str = "inductor"
 
     def arguments(self, step: int) -> tuple[Tensor, dict[str, Any]]:
         """Of a step of one picture: the timestep falls."""
@@ -53,14 +55,16 @@ class Setting:
         return self.first[step // 2 % 2], {**self.rest, "timestep": timestep}
 
 
-def setting_of(model: nn.Module, inputs: dict[str, Any], device: torch.device) -> Setting:
+def setting_of(
+    model: nn.Module, inputs: dict[str, Any], device: torch.device, backend: str = "inductor"
+) -> Setting:
     """From the keyword arguments of one call; the latents come first in all models."""
     (_, latents), *others = inputs.items()
     rest = {name: value for name, value in others if name != "timestep"}
     timestep = inputs["timestep"]
     whole = 1024.0 if float(timestep.flatten()[0]) > 1 else 1.0  # powers of two stay exact
     pair = (latents, torch.randn_like(latents))
-    return Setting(model, device, pair, rest, torch.full_like(timestep, whole))
+    return Setting(model, device, pair, rest, torch.full_like(timestep, whole), backend)
 
 
 @dataclass
@@ -96,6 +100,8 @@ def _eager(setting: Setting, options: dict[str, Any], ratio: float | None) -> En
 
 
 def _compile(setting: Setting, options: dict[str, Any], ratio: float | None) -> Entry:
+    if "mode" not in options:  # a mode is Inductor's
+        options.setdefault("backend", setting.backend)
     compiled = torch.compile(_fresh_step(), fullgraph=True, dynamic=False, **options)
     return Entry(_steps(setting, compiled, setting.model))
 
@@ -103,6 +109,8 @@ def _compile(setting: Setting, options: dict[str, Any], ratio: float | None) -> 
 def _toma(setting: Setting, options: dict[str, Any], ratio: float | None) -> Entry:
     mode = options.pop("mode", None)
     fields = {"ratio": ratio, "regions": "all", **options}
+    if mode is None:
+        fields.setdefault("inner_backend", setting.backend)
     config = _config(fields)
     inner = torch._inductor.list_mode_options(mode) if mode else {}
     compiled = torch.compile(
@@ -144,7 +152,10 @@ def _cache(setting: Setting, options: dict[str, Any], ratio: float | None) -> En
         raise SkipError("the cache needs transformer blocks at the top level of the model")
     blocks = [block for stack in stacks for block in stack]
     for block in blocks:
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+        compiled = torch.compile(
+            block.forward, fullgraph=True, dynamic=False, backend=setting.backend
+        )
+        block.forward = compiled
     ran: list[None] = []  # an entry for each time that the last block computes
     last = blocks[-1].forward
 
@@ -192,7 +203,9 @@ def _tomesd(setting: Setting, options: dict[str, Any], ratio: float | None) -> E
         raise SkipError("tomesd merged nothing: attention sees as many tokens as without it")
     entry.notes.append(f"{shortened} of {len(blocks)} blocks merged")
     if compiled:
-        entry.step = _steps(setting, torch.compile(_fresh_step(), dynamic=False), model)
+        entry.step = _steps(
+            setting, torch.compile(_fresh_step(), dynamic=False, backend=setting.backend), model
+        )
     return entry
 
 

@@ -99,6 +99,7 @@ def asked(name: str, out: Path) -> argparse.Namespace:
         size=SIZE,
         kinds=data.SMALL,
         steps=4,
+        minutes=None,
         batch=2,
         lr=1e-3,
         distill=0.5,
