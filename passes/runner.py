@@ -68,20 +68,19 @@ def run_passes(
     report = Report(seconds=clock.seconds)
     regions: list[Region] = []
     normal: fx.GraphModule | None = None
-    slots = 1
     result = gm
     try:
         report.notes += [LIFTED] if lift_marks(example_inputs) else []
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
-        regions = clock.time("find", lambda: find(analysis, config.grid, METHODS[config.method]))
+        method = METHODS[config.method]
+        regions = clock.time("find", lambda: find(analysis, config.grid, method, config.keys))
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen))
         if groups:
             guard = clock.time("guard", lambda: _guard(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
-            slots = guard.slots(config)
             result = clock.time(
                 "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge, scopes)
             )
@@ -97,7 +96,8 @@ def run_passes(
     profile = find_profile(config.device, _device(normal) if normal else torch.device("cpu"))
     report.regions = [_reported(region, profile) for region in regions]
     if normal is not None:
-        report.forecast = model_forecast(normal.graph, regions, config, profile, slots)
+        new = None if result is gm else result
+        report.forecast = model_forecast(normal.graph, regions, config, profile, new)
     report.remarks = scope_remarks(regions)
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
@@ -129,10 +129,18 @@ def _rewrite(
 
 
 def _guard(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
-    """What the guard reads; nothing where no plan outlives a call."""
-    if not METHODS[config.method].stateful:
+    """What the guard reads; nothing where no plan outlives a call.
+
+    Raises:
+        CannotRewrite: a method that remembers would take every call for a picture's first.
+    """
+    method = METHODS[config.method]
+    if not method.stateful:
         return GuardInputs(None)
-    return find_guard_inputs(analysis, groups, config)
+    found = find_guard_inputs(analysis, groups, config)
+    if method.remembers and found.timestep is None:
+        raise CannotRewrite(f"{config.method} needs to know a picture's steps: {found.note}")
+    return found
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from toma_fx.errors import ConfigError
+from toma_fx.share import share_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 KINDS = ("self_attention", "cross_attention", "joint_attention", "parallel", "feed_forward")
 ORDERS = ("tile", "stripe", "hilbert", "global")
 SHARES = ("run", "block", "region")
-SCOPES = ("region", "block", "span")
+SCOPES = ("auto", "region", "block", "span")
+KEYS = ("auto", "computed", "all")
 UNMERGES = ("transpose", "pinv")
 GUARDS = ("timestep", "conditioning", "turns")
-METHODS = ("toma", "tomesd", "tofu", "todo")
+METHODS = ("toma", "tomesd", "tofu", "todo", "refresh")
 TODO_RATIOS = {1 - 1 / cell: f"1 - 1/{cell}" for cell in (2, 4, 9, 16)}
 
 
@@ -49,7 +51,10 @@ class TomaConfig:
             the paper), `"block"` (all of a block's, on a merged residual stream; only the change
             that the block makes is added back), or `"span"` (the same over `span` blocks). A
             larger scope merges less often, runs norms on merged tokens too, and is further from
-            the plain picture: inside it tokens see one another as they were where it began.
+            the plain picture: inside it tokens see one another as they were where it began. For
+            `"refresh"` it costs nothing of the picture: what is predicted and spread is the sum
+            over the scope, and memory is one stream a scope. `"auto"` is `"region"`, and for
+            `"refresh"` the largest run of blocks that is proven.
         span: blocks in a scope of `"span"`. A larger value is faster and costs detail.
         select_every: steps between two selections of destinations, where the graph has a
             timestep. A larger value is cheaper and uses older destinations. The default is the
@@ -96,6 +101,21 @@ class TomaConfig:
             `"todo"` (keys and values of self-attention from one token of a cell; ratio 1/2, 3/4,
             8/9 or 15/16). Those plan at every call, and have no window, order, temperature,
             unmerge or schedule.
+            Or `"refresh"`: a step computes a share of the tokens in turn, and every other one is
+            predicted from its own last values and corrected by its computed neighbours. It plans
+            nothing and remembers one or two values a token (see `history`); ratio 1 − p/q with q
+            up to 8. Meant for many steps: below about eight, merging is nearer.
+        keys: whose keys and values attention sees: `"computed"`, those of merged tokens, or
+            `"all"`: two projections more at full length, and scores for every token, for a nearer
+            picture. `"auto"` is `"computed"`; for `"refresh"` it is `"all"` where rotary tables
+            give the places inside the attention, which then looks for tokens in all of them.
+        history: values that `"refresh"` keeps of a token, 1 or 2. Two tell where it is going, and
+            cost `2 · N · C` numbers a scope and slot in the dtype of the activations; one half.
+        extrapolate: α of `"refresh"`, how much of its own last change a token is carried on by, in
+            [0, 2). A larger value is nearer where little changes in a step, and overshoots where
+            much does: 1 for 28 steps, less for 12.
+        gain: γ of `"refresh"`, how much of its neighbours' change a token receives, in [0, 2). A
+            larger value follows what is new sooner, and blurs what is its own.
 
     Raises:
         ConfigError: a value is out of its range; the message names the field and the range.
@@ -109,7 +129,7 @@ class TomaConfig:
     temperature: float = 1e-3
     unmerge: str = "transpose"
     share: str = "run"
-    scope: str = "region"
+    scope: str = "auto"
     span: int = 4
     select_every: int = 3
     weigh_every: int = 3
@@ -126,6 +146,10 @@ class TomaConfig:
     device: str | None = None
     autotune: bool = False
     method: str = "toma"
+    keys: str = "auto"
+    history: int = 2
+    extrapolate: float = 0.5
+    gain: float = 0.5
 
     def __new__(cls, *_: object, **fields: object) -> Self:
         """Name the closest field where one does not exist."""
@@ -151,8 +175,15 @@ class TomaConfig:
         _choice("unmerge", self.unmerge, UNMERGES)
         _choice("share", self.share, SHARES)
         _scope(self.scope, self.share)
-        if self.method == "todo" and self.scope != "region":
+        if self.method == "todo" and self.scope not in ("auto", "region"):
             raise ConfigError("todo merges nothing that could stay merged: it has no scope")
+        _choice("keys", self.keys, KEYS)
+        if self.method == "todo" and self.keys == "all":
+            raise ConfigError('todo merges keys and values alone: keys="all" would leave nothing')
+        if self.history not in (1, 2):
+            raise ConfigError(f"history must be 1 or 2, not {self.history!r}")
+        _number("extrapolate", self.extrapolate, low=0.0, high=2.0)
+        _number("gain", self.gain, low=0.0, high=2.0)
         object.__setattr__(self, "regions", _kinds(self.regions))
         object.__setattr__(self, "grid", _grid(self.grid))
         object.__setattr__(self, "guard", _guard(self.guard))
@@ -250,6 +281,8 @@ def _ratio_of(method: str, ratio: float) -> None:
     if method == "todo" and ratio and not any(abs(ratio - r) < 1e-2 for r in TODO_RATIOS):
         known = ", ".join(TODO_RATIOS.values())
         raise ConfigError(f"todo keeps one token of a cell: ratio must be {known}, not {ratio}")
+    if method == "refresh" and ratio:
+        share_of(ratio)
 
 
 def _scope(scope: object, share: str) -> None:

@@ -24,7 +24,7 @@ def merge_tokens(
     picture = _picture(hidden, start, length)
     windows = windowed(picture, order, merging.shape[-1])
     merged = torch.bmm(merging.to(hidden.dtype), windows).view(batch, -1, channels)
-    return _between_text(hidden, merged, start, start + length)
+    return between_text(hidden, merged, start, start + length)
 
 
 def unmerge_tokens(
@@ -36,7 +36,7 @@ def unmerge_tokens(
     windows = picture.reshape(-1, unmerging.shape[-1], channels)
     slots = torch.bmm(unmerging.to(merged.dtype), windows).view(batch, -1, channels)
     tokens = slots if inverse is None else slots.index_select(1, inverse)
-    return _between_text(merged, tokens, start, start + length)
+    return between_text(merged, tokens, start, start + length)
 
 
 def change_of(before: Tensor, after: Tensor, start: int, length: int) -> Tensor:
@@ -50,14 +50,14 @@ def add_change(hidden: Tensor, change: Tensor, after: Tensor, start: int, length
     `after` is merged: text that shares the stream stands in it at full length.
     """
     picture = _picture(hidden, start, change.shape[1]) + change
-    return _between_text(after, picture, start, start + length)
+    return between_text(after, picture, start, start + length)
 
 
 def _picture(hidden: Tensor, start: int, length: int) -> Tensor:
     return hidden if length == hidden.shape[1] else hidden.narrow(1, start, length)
 
 
-def _between_text(around: Tensor, picture: Tensor, start: int, stop: int) -> Tensor:
+def between_text(around: Tensor, picture: Tensor, start: int, stop: int) -> Tensor:
     pieces = [around[:, :start]] * (start > 0) + [picture]
     pieces += [around[:, stop:]] * (stop < around.shape[1])
     return picture if len(pieces) == 1 else torch.cat(pieces, 1)
@@ -70,7 +70,7 @@ def with_picture(
     if length == tokens.shape[1]:
         return change(tokens, *plan)
     picture = change(tokens.narrow(1, start, length), *plan)
-    return _between_text(tokens, picture, start, start + length)
+    return between_text(tokens, picture, start, start + length)
 
 
 def gather_picture(tokens: Tensor, rows: Tensor, start: int, length: int) -> Tensor:

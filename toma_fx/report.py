@@ -57,6 +57,7 @@ class ModelForecast:
         seconds_after: a call of the merged graph, planning included.
         planning_seconds: of it, what planning costs a call, on average over its schedule.
         plan_bytes: memory of the plans, of all slots.
+        memory_bytes: of what tokens were: values kept between calls, of all slots.
     """
 
     device: str
@@ -65,6 +66,7 @@ class ModelForecast:
     seconds_after: float
     planning_seconds: float
     plan_bytes: int
+    memory_bytes: int = 0
 
     @property
     def speedup(self) -> float:
@@ -80,14 +82,21 @@ class ModelForecast:
             self.seconds_after + other.seconds_after,
             self.planning_seconds + other.planning_seconds,
             self.plan_bytes + other.plan_bytes,
+            self.memory_bytes + other.memory_bytes,
         )
 
     def __str__(self) -> str:
         return (
             f"{self.device}: {seconds_text(self.seconds_before)} → "
             f"{seconds_text(self.seconds_after)} a call predicted, {self.speedup:.2f}×; planning "
-            f"{seconds_text(self.planning_seconds)}, plans {self.plan_bytes / 2**20:.1f} MiB"
+            f"{seconds_text(self.planning_seconds)}, {self._kept()}"
         )
+
+    def _kept(self) -> str:
+        name, size = (
+            ("memory", self.memory_bytes) if self.memory_bytes else ("plans", self.plan_bytes)
+        )
+        return f"{name} {size / 2**20:.1f} MiB"
 
 
 def seconds_text(seconds: float) -> str:

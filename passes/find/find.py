@@ -19,6 +19,7 @@ from torch import fx
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.anchors import find_entries
+from toma_fx.passes.find.keys import key_and_value_nodes, key_and_value_readers
 from toma_fx.passes.find.method import WHOLE, Method
 from toma_fx.passes.find.region import Positions, Region
 from toma_fx.passes.graph.attentions import is_attention
@@ -35,6 +36,7 @@ def find(
     analysis: Analysis,
     grid: tuple[int, ...] | str | None = None,
     method: Method = WHOLE,
+    keys: str = "auto",
 ) -> list[Region]:
     """All attention and MLP regions of a normalised graph, in graph order.
 
@@ -43,6 +45,7 @@ def find(
         grid: `TomaConfig.grid`; where several streams reach the output (a block compiled on its
             own), the one of this size is the picture.
         method: which readers of an entry see merged tokens.
+        keys: `TomaConfig.keys`: whose keys and values attention sees.
     """
     streams, position = analysis.streams, analysis.position
     entries = find_entries(analysis.graph, analysis.inputs)
@@ -55,6 +58,8 @@ def find(
             pictures.locate(region, streams.of(entry.node, 1))
             if region.layout is not None:
                 _prove(region, analysis, method)
+                if region.steps and _sees_all(region, method, keys):
+                    _keep_keys(region, analysis, method)
         except CannotRewrite as refusal:
             region.drop("refused", str(refusal))
     regions += _unreached(analysis.graph, regions)
@@ -116,11 +121,43 @@ def _prove(region: Region, analysis: Analysis, method: Method) -> None:
     Raises:
         CannotRewrite: a reader of merged tokens has no rule, or its rule refuses.
     """
-    assert region.layout is not None
     readers = method.readers(region)
     if not readers:
         region.drop("skipped", "no keys and values of its own to sample")
         return
+    _follow(region, readers, analysis, method)
+
+
+def _sees_all(region: Region, method: Method, keys: str) -> bool:
+    """Whether keys and values are to be those of all tokens."""
+    return method.sees_all(region) if keys == "auto" else keys == "all"
+
+
+def _keep_keys(region: Region, analysis: Analysis, method: Method) -> None:
+    """Leave keys and values at full length, and follow the other readers alone, where it can be."""
+    whole = key_and_value_readers(region)
+    rest = tuple(seed for seed in region.seeds if seed not in whole)
+    if whole and rest:
+        before = dict(vars(region))
+        try:
+            region.keys = key_and_value_nodes(region)
+            _follow(region, rest, analysis, method)
+        except CannotRewrite as refusal:
+            vars(region).update(before)
+            region.note = f"keys of merged tokens alone: {refusal}"
+    elif region.kind not in ("cross_attention", "feed_forward"):
+        region.note = "keys of merged tokens alone: one linear gives queries, keys and values"
+
+
+def _follow(
+    region: Region, readers: tuple[fx.Node, ...], analysis: Analysis, method: Method
+) -> None:
+    """Prove a region of whose entry these readers see merged tokens, and the others all.
+
+    Raises:
+        CannotRewrite: one of them has no rule, or its rule refuses.
+    """
+    assert region.layout is not None
     region.seeds = readers
 
     def residual(node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:

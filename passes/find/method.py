@@ -25,11 +25,16 @@ class Method(Protocol):
     def returns(self) -> bool:
         """Whether tokens come back to full length; else they end inside the region."""
 
+    @property
+    def sees_all(self) -> Callable[[Region], bool]:
+        """Whether keys and values of a region are of all tokens, where the user leaves it open."""
+
 
 @dataclass(frozen=True)
 class _Whole:
     readers: Readers = attrgetter("seeds")
     returns: bool = True
+    sees_all: Callable[[Region], bool] = lambda region: False
 
 
 WHOLE = _Whole()

@@ -83,10 +83,17 @@ class Region:
     forecast: Forecast | None = None
     # Which plan it uses.
     group: Group | None = None
+    # Where keys and values are of all tokens: the nodes between the entry and the attention, which
+    # stay at full length.
+    keys: tuple[fx.Node, ...] = ()
+    # What the user should know of it, merged or not.
+    note: str = ""
     # Of a scope, a run of whole blocks that is rewritten as one region: the regions in it, and the
     # residual addition where it ends. There the entry, at full length, gets back only its change.
     parts: tuple[Region, ...] = ()
     end: fx.Node | None = None
+    # And its nodes that exist twice: merged, and at full length for keys of all tokens.
+    twice: frozenset[fx.Node] = frozenset()
     # The scope that is rewritten in place of this region.
     scope: Region | None = None
 
@@ -100,6 +107,11 @@ class Region:
     @property
     def channels(self) -> int:
         return int(self.entry.meta["val"].shape[-1])
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """All that is computed of the region, merged or not; the anchors where it is unproven."""
+        return (*self.keys, *self.steps) or self.anchors
 
     @property
     def members(self) -> tuple[Region, ...]:
@@ -140,6 +152,8 @@ class Group:
     order: tuple[int, ...] | None = None
     # Position ids that give the order, where the grid is data.
     positions: Positions | None = None
+    # Sides of the grid where it is known, for methods that go by places instead of windows.
+    grid: tuple[int, ...] | None = None
     # Side of the windows and what their order follows, for positions that are data.
     side: int = 8
     follows: str = "tile"

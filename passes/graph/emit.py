@@ -21,6 +21,13 @@ class Emitter:
         self.graph = graph
         self._mode = mode
         self._traced: dict[tuple[Any, ...], fx.GraphModule] = {}
+        self._kept: dict[object, Any] = {}
+
+    def once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` appends the first time that a key is asked for: nodes that are shared."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def call(
         self, target: Callable[..., Any], args: Any, kwargs: Any = None, like: fx.Node | None = None
@@ -57,7 +64,9 @@ class Emitter:
             given = iter(values)
             return fn(*(next(given) if isinstance(arg, fx.Node) else arg for arg in args))
 
-        values = [value_of(arg) for arg in args if isinstance(arg, fx.Node)]
+        # The tracer knows its inputs by identity, and copies of one trace share their values.
+        with self._mode, torch.no_grad():
+            values = [value_of(arg).detach() for arg in args if isinstance(arg, fx.Node)]
         tracer = make_fx(on_nodes, pre_dispatch=True, tracing_mode="fake")
         with torch.no_grad():
             return tracer(*values)

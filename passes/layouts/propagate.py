@@ -71,6 +71,7 @@ class Propagation(StepFlow):
         readers: the nodes that read `start` merged.
         residual: whether a full-length operand, by an axis, is the stream to return to.
         end: a node whose readers see full length again; nothing may be followed past it.
+        whole: nodes that read whatever they read at full length: nothing is followed into them.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Propagation(StepFlow):
         readers: Iterable[fx.Node],
         residual: Callable[[fx.Node, int, tuple[Segment, ...]], bool],
         end: fx.Node | None = None,
+        whole: Iterable[fx.Node] = (),
     ) -> None:
         super().__init__(analysis, {start: layout})
         self._start = start
@@ -88,6 +90,7 @@ class Propagation(StepFlow):
         self._reader: fx.Node | None = None
         self._residual = residual
         self._end = end
+        self._whole = frozenset(whole)
         self._items = shape(start)[0]
 
     def advance(self, node: fx.Node) -> Step:
@@ -115,7 +118,7 @@ class Propagation(StepFlow):
             step = self.advance(node)
             self._keep_items_apart(node, step)
             if step.exit is None and step.layout is not None and node is not self._end:
-                waiting.update(node.users)
+                waiting.update(user for user in node.users if user not in self._whole)
 
     def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         return self._residual(node, axis, segments)

@@ -8,7 +8,7 @@ Before: regions and their group. After: nodes in the graph that is being built, 
 Called by `find` (readers), `plan/` (windows, costs) and `rewrite/` (nodes).
 """
 
-from toma_fx.passes.methods import downsampled, matched, toma
+from toma_fx.passes.methods import downsampled, matched, refresh, toma
 from toma_fx.passes.methods.base import Method, Plan
 
 METHODS: dict[str, Method] = {
@@ -16,6 +16,7 @@ METHODS: dict[str, Method] = {
     "tomesd": matched.TOMESD,
     "tofu": matched.TOFU,
     "todo": downsampled.METHOD,
+    "refresh": refresh.METHOD,
 }
 
 __all__ = ["METHODS", "Method", "Plan"]

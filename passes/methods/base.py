@@ -90,6 +90,9 @@ class Method:
         merging: kernels that merge and unmerge a region.
         planning: seconds of a group's plan per step, on average.
         stateful: keeps its plan between calls, under the guard.
+        remembers: keeps what tokens were: it cannot do without a timestep, and loses nothing by a
+            larger scope.
+        sees_all: regions whose keys and values are of all tokens, where the user leaves it open.
         hoists: gains from a residual stream in window order.
         on_residual: plans on the residual stream instead of on the region's entry.
         returns: brings tokens back to full length; else they end inside the region.
@@ -102,9 +105,11 @@ class Method:
     merging: Callable[[Region, Windows], list[Work]]
     planning: Callable[[Group, TomaConfig, DeviceProfile], float]
     stateful: bool = False
+    remembers: bool = False
     hoists: bool = False
     on_residual: bool = False
     returns: bool = True
+    sees_all: Callable[[Region], bool] = lambda region: False
 
 
 def all_readers(region: Region) -> tuple[fx.Node, ...]:

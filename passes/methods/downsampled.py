@@ -6,8 +6,6 @@ Images", arXiv 2402.13573: nearest-neighbour sampling of what keys and values ar
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 
 import torch
@@ -15,8 +13,8 @@ from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.merging import gather_picture
+from toma_fx.passes.find.keys import key_and_value_readers
 from toma_fx.passes.find.region import Group, Region
-from toma_fx.passes.graph.attentions import is_attention
 from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import Method, Plan
 from toma_fx.passes.methods.slots import Moment
@@ -70,35 +68,6 @@ def cell_tokens(config: TomaConfig) -> int:
 def windows(tokens: int, size: int, config: TomaConfig) -> Windows:
     cut_ = cut(tokens, cell_tokens(config), 0.0)
     return Windows(tokens, cut_.count, cut_.size, 1)
-
-
-def key_and_value_readers(region: Region) -> tuple[fx.Node, ...]:
-    """The seeds that lead to keys and values of attention, and to no query."""
-    attentions = [anchor for anchor in region.anchors if is_attention(anchor)]
-    if region.kind == "cross_attention":
-        return ()
-    return tuple(seed for seed in region.seeds if _only_key_or_value(seed, attentions))
-
-
-def _only_key_or_value(seed: fx.Node, attentions: list[fx.Node]) -> bool:
-    reached: set[fx.Node] = set()
-    arguments: set[int] = set()
-    ticket = itertools.count()
-    waiting = [(0, next(ticket), seed)]
-    while waiting:
-        depth, _, node = heapq.heappop(waiting)
-        if node in reached or depth > _FARTHEST:
-            continue
-        reached.add(node)
-        for user in node.users:
-            if user in attentions:
-                arguments |= {place for place, arg in enumerate(user.args[:3]) if arg is node}
-            else:
-                heapq.heappush(waiting, (depth + 1, next(ticket), user))
-    return bool(arguments) and 0 not in arguments
-
-
-_FARTHEST = 24  # operations between a projection and its attention: norm, heads, rotary embedding
 
 
 def merging(region: Region, windows: Windows) -> list[Work]:

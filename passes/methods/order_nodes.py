@@ -13,12 +13,7 @@ from toma_fx.passes.graph.nodes import aten
 
 
 class OrderNodes:
-    """A token order: its nodes, shared by all groups that use it.
-
-    Attributes:
-        order: node of `[W·n]`, the token in each slot; None where slots are the tokens.
-        inverse: node of `[N]`, the slot of each token, likewise.
-    """
+    """A token order: its nodes, shared by all groups that use it, made where first asked for."""
 
     def __init__(
         self,
@@ -27,31 +22,61 @@ class OrderNodes:
         copies: dict[fx.Node, fx.Node],
         device: torch.device,
     ) -> None:
-        self.order: fx.Node | None = None
-        self.inverse: fx.Node | None = None
+        self._group = group
         self._emit = emit
+        self._copies = copies
+        self._device = device
         self._length = group.windows.tokens
         self._indexes: dict[tuple[bool, int, int], fx.Node] = {}
-        name = f"toma_order_{group.index}"
+        self._made: tuple[fx.Node | None, fx.Node | None] | None = None
 
-        def table(entries: list[int] | tuple[int, ...], label: str) -> fx.Node:
-            return emit.buffer(f"{name}_{label}", lambda: torch.tensor(entries, device=device))
+    @property
+    def order(self) -> fx.Node | None:
+        """`[W·n]`, the token in each slot; None where slots are the tokens."""
+        return self._nodes()[0]
 
-        if group.positions is not None:
-            at = group.positions
-            rows = emit.call(
-                aten.slice.Tensor, (copies[at.node], 0, at.start, at.start + at.length)
-            )
-            curve = table(curve_table().tolist(), "curve")
-            sequence = emit.inline(order_from_positions, rows, group.side, group.follows, curve)
-            ranks = table(group.windows.slot_ranks(), "ranks")
-            slots = table(group.windows.rank_slots(), "slots")
-            self.order, self.inverse = emit.inline(slots_from_sequence, sequence, ranks, slots)
-        elif group.order is not None:
-            inverse = [0] * group.windows.tokens
-            for slot, token in reversed(list(enumerate(group.order))):
-                inverse[token] = slot
-            self.order, self.inverse = table(group.order, "slots"), table(inverse, "inverse")
+    @property
+    def inverse(self) -> fx.Node | None:
+        """`[N]`, the slot of each token; likewise."""
+        return self._nodes()[1]
+
+    def positions(self) -> fx.Node | None:
+        """`[N, k]` position ids of the tokens; None where the grid is no data."""
+        at = self._group.positions
+        if at is None:
+            return None
+        span = (self._copies[at.node], 0, at.start, at.start + at.length)
+        return self._emit.call(aten.slice.Tensor, span)
+
+    def _nodes(self) -> tuple[fx.Node | None, fx.Node | None]:
+        if self._made is None:
+            self._made = self._from_positions() or self._from_tables()
+        return self._made
+
+    def _from_positions(self) -> tuple[fx.Node, fx.Node] | None:
+        rows, group = self.positions(), self._group
+        if rows is None:
+            return None
+        curve = self._table(curve_table().tolist(), "curve")
+        how = (group.side, group.follows, curve)
+        sequence = self._emit.inline(order_from_positions, rows, *how)
+        ranks = self._table(group.windows.slot_ranks(), "ranks")
+        slots = self._table(group.windows.rank_slots(), "slots")
+        order, inverse = self._emit.inline(slots_from_sequence, sequence, ranks, slots)
+        return order, inverse
+
+    def _from_tables(self) -> tuple[fx.Node | None, fx.Node | None]:
+        slots = self._group.order
+        if slots is None:
+            return None, None
+        inverse = [0] * self._length
+        for slot, token in reversed(list(enumerate(slots))):
+            inverse[token] = slot
+        return self._table(slots, "slots"), self._table(inverse, "inverse")
+
+    def _table(self, entries: list[int] | tuple[int, ...], label: str) -> fx.Node:
+        name = f"toma_order_{self._group.index}_{label}"
+        return self._emit.buffer(name, lambda: torch.tensor(entries, device=self._device))
 
     def index(self, back: bool, start: int, total: int) -> fx.Node:
         """`[1, total]` rows that bring an axis into window order, or back; text keeps its place."""

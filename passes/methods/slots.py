@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
@@ -80,3 +80,55 @@ class SlotBuffer:
             return
         row = self._emit.call(aten.unsqueeze.default, (value, 0))
         self._emit.call(aten.index_copy_.default, (self.node, 0, self._slot, row))
+
+
+class SlotTensors:
+    """As `SlotBuffer`, but a buffer for each slot, all of which a call reads and writes.
+
+    For large tensors that elementwise kernels read and write anyway. Which slot is a matter of
+    values here and not of addresses, so that Inductor fuses both with what is around: two kernels
+    of an exit instead of five. Traffic grows with the slots, and beyond three is more.
+    """
+
+    def __init__(
+        self,
+        emit: Emitter,
+        name: str,
+        moment: Moment,
+        sizes: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        assert name.startswith(SlotBuffer.PREFIXES), f"{name}: streams would not park it"
+        self._emit = emit
+        self._slot = moment.slot
+        self._nodes = [
+            emit.buffer(f"{name}_{slot}", lambda: torch.zeros(sizes, dtype=dtype, device=device))
+            for slot in range(moment.slots)
+        ]
+
+    def read(self) -> fx.Node:
+        """A node of the tensor's sizes: what the slot holds."""
+        if self._slot is None:
+            return self._nodes[0]
+        found: fx.Node = self._emit.inline(_of_slot, self._slot, *self._nodes)
+        return found
+
+    def write(self, value: fx.Node) -> None:
+        """Put a value into the slot, in place."""
+        for number, node in enumerate(self._nodes):
+            new = value
+            if self._slot is not None:
+                new = self._emit.inline(_at_slot, self._slot, number, value, node)
+            self._emit.call(aten.copy_.default, (node, new))
+
+
+def _of_slot(slot: Tensor, *held: Tensor) -> Tensor:
+    found = held[0]
+    for number, other in enumerate(held[1:], 1):
+        found = torch.where(slot == number, other, found)
+    return found
+
+
+def _at_slot(slot: Tensor, number: int, value: Tensor, held: Tensor) -> Tensor:
+    return torch.where(slot == number, value, held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
@@ -25,8 +25,8 @@ class Predictor:
     method: str = "toma"
 
     def __call__(self, region: Region, windows: Windows) -> Forecast:
-        before = total(kernels(region.steps), self.profile)
-        after = total(kernels(region.steps, _shares(region, windows)), self.profile)
+        before = total(kernels(region.nodes), self.profile)
+        after = total(kernels(region.nodes, _shares(region, windows)), self.profile)
         merging = METHODS[self.method].merging(region, windows)
         return Forecast(before, after + total(merging, self.profile))
 
@@ -41,7 +41,7 @@ def added(forecasts: Sequence[Forecast]) -> Forecast:
 
 def unmerged_forecast(region: Region, profile: DeviceProfile) -> Forecast:
     """Of a region that stays as it is."""
-    seconds = total(kernels(region.steps or region.anchors), profile)
+    seconds = total(kernels(region.nodes), profile)
     return Forecast(seconds, seconds)
 
 
@@ -50,9 +50,18 @@ def model_forecast(
     regions: Iterable[Region],
     config: TomaConfig,
     profile: DeviceProfile,
-    slots: int = 1,
+    merged_graph: fx.GraphModule | None = None,
 ) -> ModelForecast:
-    """The whole graph, from what its merged regions save; `slots` plans are kept of each group."""
+    """The whole graph, from what its merged regions save.
+
+    Args:
+        graph: the plain one.
+        regions: all of it, with their forecasts.
+        config: the method and its schedule.
+        profile: of the device.
+        merged_graph: what became of it, whose buffers are kept between calls; None where nothing.
+    """
+    kept = [] if merged_graph is None else list(merged_graph.named_buffers())
     merged = [region for region in regions if region.status == "merged"]
     groups = {id(region.group): region.group for region in merged if region.group is not None}
     forecasts = [region.forecast for region in merged if region.forecast is not None]
@@ -67,30 +76,22 @@ def model_forecast(
         seconds_before=before,
         seconds_after=max(before - saved, 0.0) + planning,
         planning_seconds=planning,
-        plan_bytes=slots * plan_bytes(groups.values()),
+        plan_bytes=_bytes(kept, "toma_plan_"),
+        memory_bytes=_bytes(kept, "toma_memory_"),
     )
 
 
 def flops_of(region: Region, group: Group | None) -> int:
     """FLOPs of the products of a region; with a group on merged tokens, merge and unmerge too."""
     if group is None:
-        return round(sum(work.flops for work in kernels(region.steps or region.anchors)))
-    merged = kernels(region.steps, _shares(region, group.windows))
+        return round(sum(work.flops for work in kernels(region.nodes)))
+    merged = kernels(region.nodes, _shares(region, group.windows))
     merging = METHODS[group.method].merging(region, group.windows)
     return round(sum(work.flops for work in (*merged, *merging)))
 
 
-def plan_bytes(groups: Iterable[Group]) -> int:
-    """Memory of the plans: destinations, and the matrices that merge and unmerge."""
-    found = 0
-    for group in groups:
-        if not METHODS[group.method].stateful:
-            continue
-        value = group.regions[0].entry.meta["val"]
-        windows = group.windows
-        picks = int(value.shape[0]) * windows.count * windows.destinations
-        found += 8 * picks + 2 * picks * windows.size * value.element_size()
-    return found
+def _bytes(buffers: Iterable[tuple[str, Tensor]], prefix: str) -> int:
+    return sum(b.numel() * b.element_size() for name, b in buffers if name.startswith(prefix))
 
 
 def total(works: Iterable[Work], profile: DeviceProfile) -> float:

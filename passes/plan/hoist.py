@@ -54,7 +54,8 @@ def hoist(analysis: Analysis, groups: list[Group]) -> list[Stage]:
     for group in groups:
         origin = group.regions[0].origin
         assert origin is not None
-        if METHODS[group.method].hoists:
+        # Keys of all tokens are read in natural order: they would be put back one by one.
+        if METHODS[group.method].hoists and not any(region.keys for region in group.regions):
             streams.setdefault(origin.key, []).append(group)
     found = [_stage(analysis, members) for members in streams.values()]
     return [stage for stage in found if stage is not None]

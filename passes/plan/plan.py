@@ -73,13 +73,13 @@ def plan(
 
 def _group(index: int, where: _Arrangement, units: list[Region], config: TomaConfig) -> Group:
     members = [region for unit in units for region in unit.members]
-    group = Group(index, where.windows, config.method, where.slots, where.positions)
+    group = Group(index, where.windows, config.method, where.slots, where.positions, where.grid)
     group.side, group.follows = METHODS[config.method].cells(config)
     group.regions, group.note = members, where.note
     for region in (*units, *members):
         region.group = group
     for region in members:
-        region.reason = "; ".join(filter(None, (where.note, region.reason)))
+        region.reason = "; ".join(filter(None, (where.note, region.note, region.reason)))
     return group
 
 
@@ -157,6 +157,7 @@ class _Arrangement:
     slots: tuple[int, ...] | None
     positions: Positions | None
     note: str
+    grid: tuple[int, ...] | None = None
 
 
 def _arrange(
@@ -169,6 +170,8 @@ def _arrange(
     """
     tokens = region.tokens
     side, follows = method.cells(config)
+    if follows == "lattice":
+        return _places(region, positions, config, method)
     if follows in ("stripe", "global", "pair"):
         size = {"stripe": side**2, "global": tokens, "pair": side}[follows]
         return _static(method.windows(tokens, size, config), list(range(tokens)), "")
@@ -186,6 +189,18 @@ def _arrange(
         sides = "×".join(map(str, grid))
         note = "; ".join(filter(None, (note, f"tiles do not divide {sides}: Hilbert windows")))
     return _static(windows, orders.hilbert_order(grid).tolist(), note)
+
+
+def _places(
+    region: Region, positions: Positions | None, config: TomaConfig, method: Method
+) -> _Arrangement:
+    """The grid itself, for a method that goes by the places of tokens: no order, no windows."""
+    tokens = region.tokens
+    windows = method.windows(tokens, tokens, config)
+    if config.order == "stripe":
+        return _Arrangement(windows, None, None, "", (1, tokens))
+    grid, note = _grid(region, positions, config)
+    return _Arrangement(windows, None, positions if grid is None else None, note, grid)
 
 
 def _static(windows: Windows, sequence: list[int], note: str) -> _Arrangement:

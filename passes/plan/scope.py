@@ -21,6 +21,7 @@ Precondition: `find` has run; the regions given are neighbours that share a plan
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from torch import fx
@@ -32,6 +33,7 @@ from toma_fx.passes.graph.nodes import common_module, facts, op_name
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.layouts.layout import TokenLayout
 from toma_fx.passes.layouts.propagate import Propagation
+from toma_fx.passes.methods import METHODS
 
 _LAST = ("feed_forward", "parallel")
 
@@ -48,18 +50,21 @@ class Scopes:
     def __init__(self, analysis: Analysis, regions: list[Region], config: TomaConfig) -> None:
         self._analysis = analysis
         self._regions = regions
-        self._kind = config.scope
-        self._blocks = {"region": 0, "block": 1, "span": config.span}[config.scope]
+        self._widest = config.scope == "auto" and METHODS[config.method].remembers
+        self._kind = "span" if self._widest else config.scope
+        self._blocks = _blocks_of_a_scope(config, self._widest)
         self._whole = blocks_of(region for region in regions if region.steps)
         self._known: dict[tuple[int, ...], Region | str] = {}
 
     def widen(self, members: list[Region]) -> list[Region]:
         """Scopes over the regions of one plan, and the regions that stay on their own."""
-        if not self._blocks:
+        # Keys of all tokens need the whole stream where each block begins.
+        most = min(self._blocks, 1) if self._widest and _sees_all(members) else self._blocks
+        if not most:
             return members
         found, blocks = [], blocks_of(members)
-        for start in range(0, len(blocks), self._blocks):
-            found += self._widened(blocks[start : start + self._blocks])
+        for start in range(0, len(blocks), most):
+            found += self._widened(blocks[start : start + most])
         return found
 
     def refuse(self, scope: Region, reason: str) -> bool:
@@ -69,19 +74,27 @@ class Scopes:
         return bool(scope.parts)
 
     def _widened(self, blocks: list[list[Region]]) -> list[Region]:
-        """One scope over all blocks, else one over each, else their regions."""
+        """One scope over all blocks, else one over each (half of them), else their regions."""
         parts = [region for block in blocks for region in block]
         found = self._proof(parts)
         if isinstance(found, Region):
             for region in parts:
                 region.scope = found
             return [found]
-        units = parts if len(blocks) == 1 else [u for b in blocks for u in self._widened([b])]
+        units = [unit for part in self._smaller(blocks) for unit in part]
         for region in parts:
-            if len(blocks) == 1 or region.scope is not None:
+            if len(blocks) == 1 or (region.scope is not None and not self._widest):
                 instead = "region by region" if len(blocks) == 1 else "block by block"
                 region.reason = f"scope: {found}; merged {instead}"
         return units
+
+    def _smaller(self, blocks: list[list[Region]]) -> list[list[Region]]:
+        """What is merged instead of one scope over all blocks: the widest is searched by halves."""
+        if len(blocks) == 1:
+            return blocks
+        half = len(blocks) // 2 if self._widest else 1
+        parts = [blocks[start : start + half] for start in range(0, len(blocks), half)]
+        return [self._widened(part) for part in parts]
 
     def _proof(self, parts: list[Region]) -> Region | str:
         """The scope over some regions, or why there is none."""
@@ -89,7 +102,8 @@ class Scopes:
         if key not in self._known:
             try:
                 self._need_whole_blocks(parts)
-                self._known[key] = _prove(self._kind, parts, self._analysis, self._regions)
+                kind = "block" if self._widest and len(blocks_of(parts)) == 1 else self._kind
+                self._known[key] = _prove(kind, parts, self._analysis, self._regions)
             except CannotRewrite as refusal:
                 self._known[key] = refusal.reason
         return self._known[key]
@@ -107,6 +121,18 @@ class Scopes:
                 raise CannotRewrite(f"the {region.kind} in it stays at full length")
 
 
+def _blocks_of_a_scope(config: TomaConfig, widest: bool) -> int:
+    """At most; 0 where regions merge one by one. A scope has one plan: `share` bounds it."""
+    if widest:
+        return {"run": sys.maxsize, "block": 1, "region": 0}[config.share]
+    return {"block": 1, "span": config.span}.get(config.scope, 0)
+
+
+def _sees_all(regions: Iterable[Region]) -> bool:
+    """Whether the keys of an attention are those of all tokens."""
+    return any(region.keys for region in regions)
+
+
 def blocks_of(regions: Iterable[Region]) -> list[list[Region]]:
     """Neighbours whose additions lie in one module, up to its feed-forward or parallel region."""
     blocks: list[list[Region]] = []
@@ -120,12 +146,13 @@ def blocks_of(regions: Iterable[Region]) -> list[list[Region]]:
 def scope_remarks(regions: list[Region]) -> list[str]:
     """How often a report's regions merge, where that is less often than each."""
     scopes = {id(r.scope): r.scope for r in regions if r.scope and r.status == "merged"}.values()
-    blocks = sum(len(blocks_of(scope.parts)) for scope in scopes)
-    remarks = {
-        "block": f"merged once a block: {blocks} blocks",
-        "span": f"merged once a span: {len(scopes)} spans over {blocks} blocks",
-    }
-    return sorted({remarks[scope.kind] for scope in scopes})
+    found = []
+    for kind in sorted({scope.kind for scope in scopes}):
+        alike = [scope for scope in scopes if scope.kind == kind]
+        blocks = sum(len(blocks_of(scope.parts)) for scope in alike)
+        spans = f"{len(alike)} spans over " if kind == "span" else ""
+        found.append(f"merged once a {kind}: {spans}{blocks} blocks")
+    return found
 
 
 def _continues(block: list[Region], region: Region) -> bool:
@@ -162,7 +189,8 @@ def _prove(kind: str, parts: list[Region], analysis: Analysis, regions: list[Reg
         raise CannotRewrite(f"the stream changes from {facts(start)} to {facts(end)}", end)
     _no_writes(start, end, analysis)
     readers = tuple(reader for reader in start.users if reader in _leading_to(end, start, analysis))
-    flow = Propagation(analysis, start, layout, readers, lambda *_: False, end)
+    keys = tuple(node for part in parts for node in part.keys)
+    flow = Propagation(analysis, start, layout, readers, lambda *_: False, end, keys)
     flow.run()
     _same_regions(flow, parts, regions)
     result = flow.layout(end)
@@ -181,9 +209,33 @@ def _prove(kind: str, parts: list[Region], analysis: Analysis, regions: list[Reg
         steps=flow.steps,
         block_path=path,
         block_class=cls,
+        keys=keys,
         parts=tuple(parts),
         end=end,
+        twice=_needed_whole(keys, flow, parts),
     )
+
+
+def _needed_whole(
+    keys: Iterable[fx.Node], flow: Propagation, parts: list[Region]
+) -> frozenset[fx.Node]:
+    """What keys of all tokens are made of: merged for others, and at full length for them.
+
+    Raises:
+        CannotRewrite: a region of the scope is among it, so that nothing would be saved.
+    """
+    anchors = {anchor for part in parts for anchor in part.anchors} - set(keys)
+    waiting = [source for node in keys for source in node.all_input_nodes]
+    found: set[fx.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in found or node not in flow.steps or flow.steps[node].layout is None:
+            continue
+        if node in anchors:
+            raise CannotRewrite("keys of all tokens need the stream at full length", node)
+        found.add(node)
+        waiting += node.all_input_nodes
+    return frozenset(found)
 
 
 def _begin(parts: list[Region], leave: fx.Node) -> tuple[fx.Node, TokenLayout]:

@@ -56,6 +56,10 @@ class MergedRegions:
         """Whether a node belongs to a region."""
         return node in self._owner
 
+    def exists_twice(self, node: fx.Node) -> bool:
+        """Whether keys of all tokens need a node at full length, which others read merged."""
+        return node in self._owner[node].twice
+
     def add(self, node: fx.Node) -> None:
         """Append what a region's node becomes.
 

@@ -106,6 +106,8 @@ class _Walk:
                 self._regions.moment = self._clock.emit(self._emit, self._full.natural)
             if node in self._regions:
                 self._regions.add(node)
+                if self._regions.exists_twice(node):
+                    self._full.write(node, self._copied(node))
             elif self._full.is_carried(node):
                 self._full.carry(node)
             elif node.op == "output":

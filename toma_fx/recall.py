@@ -1,0 +1,148 @@
+"""What remembers, inside the graph: plain tensor operations, so that Inductor sees through them.
+
+The rewrite traces these functions and inlines them; nothing here is called at run time. The
+formulas are those of `toma_fx.refresh`. `B` items, `N` tokens, of which a step computes `D`, each
+other one corrected by `M` of them; `C` channels; `q` classes.
+
+An exit's memory is read and written by the kernels that add its result to the residual stream: one
+over the computed tokens, which measures their change, and one over all.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from toma_fx import rotation
+from toma_fx.refresh import LIMIT
+from toma_fx.share import Share
+
+
+def times_size(share: Share) -> int:
+    """Numbers that tell the times: the calls of a picture so far, and for each class the times of
+    its last two values and how many of them it has."""
+    return 1 + 3 * share.classes
+
+
+def advance(
+    times: Tensor, fresh: Tensor, share: Share, extrapolate: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which classes a call computes, and how far each has come from its last value.
+
+    Time is counted in calls, so that a call that is repeated computes what the one before did not.
+
+    Args:
+        times: `[times_size]` float32 as they came back; anything at all where the call is fresh.
+        fresh: bool scalar: the call begins a picture.
+        share: of the tokens.
+        extrapolate: α; 0 predicts that nothing changes.
+
+    Returns:
+        The new times, the first computed class (int64 scalar), `[q]` whether a class is computed,
+        `[q]` float32 by how much of the difference of its two values each is carried on.
+    """
+    ticks, (last, before, known) = times[0], times[1:].view(3, share.classes)
+    now = torch.where(fresh, 0, ticks + 1)
+    first = now.long() * share.computed % share.classes
+    ahead = torch.arange(share.classes, device=times.device) - first
+    due = ahead % share.classes < share.computed
+    span = torch.where(last == before, 1.0, last - before)
+    follows = ~fresh & (known > 1) & (last != before)
+    carried = torch.where(follows, extrapolate * ((now - last) / span).clamp(0, LIMIT), 0.0)
+    counted = torch.where(fresh, 0.0, known) + due
+    new_before = torch.where(due, last, before)
+    state = (torch.where(due, now, last), new_before, counted.clamp(max=2))
+    anew = (now.expand_as(last), now.expand_as(last), counted)
+    kept = [torch.where(fresh, a, b) for a, b in zip(anew, state, strict=True)]
+    return torch.cat((now.unsqueeze(0), *kept)), first, due, carried
+
+
+def tables(
+    cells: Tensor, first: Tensor, share: Share, moves: Tensor, gauss: Tensor
+) -> tuple[Tensor, ...]:
+    """What a call computes of a grid: `[D]` rows, `[N]` classes, `[N, M]` neighbours and weights.
+
+    See `rotation.neighbours` for the last two, and `rotation.stencil` for the last arguments.
+    """
+    order, slots = rotation.slots_of(cells, share)
+    rows = rotation.computed_rows(order, first, share)
+    classes = slots // share.length(cells.shape[0])
+    return rows, classes, *rotation.neighbours(cells, slots, first, share, moves, gauss)
+
+
+def tables_of_positions(
+    positions: Tensor, first: Tensor, share: Share, moves: Tensor, gauss: Tensor
+) -> tuple[Tensor, ...]:
+    """`tables` where the grid is data: `[N, k]` position ids."""
+    return tables(rotation.cells_of(positions), first, share, moves, gauss)
+
+
+@functools.lru_cache(maxsize=16)
+def every_table(grid: tuple[int, ...], share: Share) -> tuple[Tensor, ...]:
+    """`tables` of every first class, `[q, …]`; classes, which are the same for all, as they are."""
+    cells, around = rotation.grid_cells(grid), rotation.stencil(share, len(grid))
+    firsts = map(torch.tensor, range(share.classes))
+    found = [tables(cells, first, share, *around) for first in firsts]
+    rows, classes, near, weights = zip(*found, strict=True)
+    return torch.stack(rows), classes[0], torch.stack(near), torch.stack(weights)
+
+
+def by_token(
+    classes: Tensor, weights: Tensor, due: Tensor, carried: Tensor, fresh: Tensor, gain: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For every token: the weights with γ in them, how far it is carried on, whether it is stored.
+
+    Returns:
+        `[N, M]` and `[N, 1]` float32, `[N, 1]` bool.
+    """
+    mine = due[classes].unsqueeze(1)
+    gained = torch.where(mine | fresh, weights, gain * weights)
+    return gained, carried[classes].unsqueeze(1), mine | fresh
+
+
+def recall(
+    computed: Tensor,
+    last: Tensor,
+    before: Tensor | None,
+    rows: Tensor,
+    near: Tensor,
+    weights: Tensor,
+    carried: Tensor,
+    stored: Tensor,
+    fresh: Tensor,
+) -> tuple[Tensor, ...]:
+    """What all tokens add to the residual stream, and what is remembered of it.
+
+    Args:
+        computed: `[B, D, C]`.
+        last: `[B, N, C]` last values, in its dtype.
+        before: those before them, or None for a history of one.
+        rows: `[D]` the computed tokens.
+        near: `[N, M]` places among them.
+        weights: `[N, M]`, from `by_token`, as are `carried` and `stored`.
+        fresh: bool scalar; what is remembered is then not looked at, be it NaN.
+
+    Returns:
+        `[B, N, C]` in the dtype of `computed`, new last values, new values before them.
+    """
+    mine = None if before is None else before.index_select(1, rows)
+    there = _predicted(last.index_select(1, rows), mine, carried[rows], fresh)
+    change = (computed - there).to(computed.dtype)
+    result = _predicted(last, before, carried, fresh)
+    for place in range(near.shape[1]):
+        heard = change.index_select(1, near[:, place])
+        result = result + weights[:, place : place + 1] * heard
+    result = result.to(computed.dtype)
+    kept = torch.where(stored, result, last)
+    if before is None:
+        return result, kept
+    # A picture's first values are both: nothing of another one is left to be read later.
+    return result, kept, torch.where(fresh, result, torch.where(stored, last, before))
+
+
+def _predicted(last: Tensor, before: Tensor | None, carried: Tensor, fresh: Tensor) -> Tensor:
+    if before is not None:
+        last = torch.where(carried == 0, last, last + carried * (last - before))
+    return torch.where(fresh, 0.0, last)

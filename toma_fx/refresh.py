@@ -1,0 +1,210 @@
+"""Memory in plain eager PyTorch: the specification that `method="refresh"` is held against.
+
+A token that is not computed in a step keeps what it added to the residual stream when it last was,
+carried on by its own trend and corrected by what changed at its computed neighbours:
+
+    ŷ_i = a_i + α · (s − t_i) / (t_i − u_i) · (a_i − b_i)      prediction
+    y_j = f(x)_j,  δ_j = y_j − ŷ_j                             computed, j ∈ S
+    y_i = ŷ_i + γ · Σ_j w_ij δ_j,  Σ_j w_ij = 1                spread, i ∉ S
+
+`a` and `b` are the last two values, `t` and `u` their times. A new picture begins with ŷ = 0 and
+γ = 1, and what that spreads is stored as everybody's first `a`; α counts once two values were
+computed. Merging spreads values; this spreads the error of a prediction, which is small.
+
+Which tokens: the grid is cut into `q` interleaved lattices, of which `p` in turn are computed.
+Everything here is written token by token, for reading; `toma_fx.rotation` and `toma_fx.recall`
+compute the same with the operations that a graph should have.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from toma_fx.share import Share
+
+NEIGHBOURS = 4
+"""Computed tokens that correct one that is not: in a half, those beside, above and below it."""
+
+SKEW = {1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2, 7: 2, 8: 3}
+"""How far a lattice moves from row to row, such that its tokens stand as far apart as they can."""
+
+_REACH = 4  # sides of the window in which neighbours are looked for
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which tokens each step computes, and who corrects whom.
+
+    Args:
+        cells: coordinates of `N` tokens, whole numbers from 0: `(y, x)`, or more with `y` and `x`
+            second and third.
+        share: of the tokens.
+    """
+
+    cells: tuple[tuple[int, ...], ...]
+    share: Share
+
+    def lattice(self, token: int) -> int:
+        """The lattice that a token stands on; the next one lies one column further."""
+        first = 0 if len(self.cells[token]) == 2 else 1
+        y, x = self.cells[token][first : first + 2]
+        slow = sum(self.cells[token]) - y - x
+        return (x + SKEW[self.share.classes] * y + slow) % self.share.classes
+
+    def classes(self) -> list[list[int]]:
+        """Lattices of equal size: in sequence, cut into runs of `⌈N / q⌉` tokens.
+
+        Where a lattice is longer than others (odd sides) its last tokens go to the next class, and
+        where the tokens run out the last one is repeated: computed twice, it is still itself.
+        """
+        sequence = sorted(range(len(self.cells)), key=lambda token: (self.lattice(token), token))
+        length = self.share.length(len(sequence))
+        sequence += sequence[-1:] * (length * self.share.classes - len(sequence))
+        return [sequence[start : start + length] for start in range(0, len(sequence), length)]
+
+    def due(self, step: int) -> list[int]:
+        """The classes that a step computes."""
+        first = step * self.share.computed
+        return [(first + more) % self.share.classes for more in range(self.share.computed)]
+
+    def class_of(self) -> list[int]:
+        """Every token's class."""
+        found: dict[int, int] = {}
+        for number, members in enumerate(self.classes()):
+            for token in members:
+                found.setdefault(token, number)
+        return [found[token] for token in range(len(self.cells))]
+
+    def rows(self, step: int) -> list[int]:
+        """The tokens that a step computes, class by class."""
+        classes = self.classes()
+        return [token for number in self.due(step) for token in classes[number]]
+
+    def weights(self, step: int) -> Tensor:
+        """`[N, N]` float32: how much of token j's change token i receives, `Σ_j w_ij = 1`."""
+        return self._weights(step % self.share.classes)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - few rotations exist
+    def _weights(self, step: int) -> Tensor:
+        """The nearest computed tokens, as lattices place them in the plane of y and x, weighted by
+        a Gaussian of one token. A computed token receives its own change, and one whose neighbours
+        all lie outside of the picture that of the computed token of its rank.
+        """
+        classes, due = self.class_of(), self.due(step)
+        place = {cell: token for token, cell in reversed(list(enumerate(self.cells)))}
+        firsts = self.classes()[due[0]]
+        found = torch.zeros(len(self.cells), len(self.cells))
+        for token, cell in enumerate(self.cells):
+            if classes[token] in due:
+                found[token, token] = 1
+                continue
+            for dy, dx in offsets(self.share, (self.lattice(token) - due[0]) % self.share.classes):
+                other = place.get(_moved(cell, dy, dx))
+                if other is not None and classes[other] in due:
+                    found[token, other] += math.exp(-(dy**2 + dx**2) / 2)
+            if not found[token].any():
+                found[token, firsts[token * len(firsts) // len(self.cells)]] = 1
+        return found / found.sum(1, keepdim=True)
+
+
+def offsets(share: Share, ahead: int) -> list[tuple[int, int]]:
+    """Where the nearest computed tokens lie, `(dy, dx)`, from one `ahead` classes past the first.
+
+    Equally near ones come in the order of the picture. A computed token looks nowhere.
+    """
+    if ahead < share.computed:
+        return []
+    side = range(-_REACH, _REACH + 1)
+    around = [(dy, dx) for dy in side for dx in side]
+    skew = SKEW[share.classes]
+    computed = [
+        (dy, dx) for dy, dx in around if (ahead + dx + skew * dy) % share.classes < share.computed
+    ]
+    return sorted(computed, key=lambda offset: offset[0] ** 2 + offset[1] ** 2)[:NEIGHBOURS]
+
+
+def _moved(cell: tuple[int, ...], dy: int, dx: int) -> tuple[int, ...]:
+    first = 0 if len(cell) == 2 else 1
+    moved = (cell[first] + dy, cell[first + 1] + dx)
+    return (*cell[:first], *moved, *cell[first + 2 :])
+
+
+@dataclass
+class Memory:
+    """What one exit remembers of its tokens.
+
+    Args:
+        rotation: which tokens are computed.
+        trend: α, how much of its own trend a token is predicted to follow.
+        gain: γ, how much of its neighbours' change it receives.
+        history: values kept of a token, 1 or 2; without the second there is no trend.
+    """
+
+    rotation: Rotation
+    trend: float = 0.5
+    gain: float = 0.5
+    history: int = 2
+    last: Tensor | None = None
+    before: Tensor | None = None
+    times: list[list[float]] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """The next step begins a picture."""
+        self.last = self.before = None
+        self.times = []
+
+    def predict(self, now: float) -> Tensor:
+        """`[B, N, C]`: what every token would add, by its own past alone."""
+        assert self.last is not None
+        found = self.last.clone()
+        for token, times in enumerate(self.times):
+            if self.history == 2 and len(times) == 2 and times[0] != times[1]:
+                assert self.before is not None
+                ahead = (now - times[0]) / (times[0] - times[1])
+                trend = self.trend * min(max(ahead, 0), LIMIT)
+                found[:, token] += trend * (self.last - self.before)[:, token]
+        return found
+
+    def recall(self, computed: Tensor, step: int, now: float | None = None) -> Tensor:
+        """What all tokens add to the residual stream, `[B, N, C]`.
+
+        Args:
+            computed: `[B, |S|, C]` of the tokens `rotation.rows(step)`.
+            step: since the picture began.
+            now: the step's time; by default its number.
+        """
+        now = float(step) if now is None else now
+        rows, tokens = self.rotation.rows(step), len(self.rotation.cells)
+        weights = self.rotation.weights(step).to(computed)
+        fresh = self.last is None
+        if self.last is None:
+            self.last = computed.new_zeros(len(computed), tokens, computed.shape[-1])
+            self.before = self.last.clone()
+            self.times = [[] for _ in range(tokens)]
+        predicted = torch.zeros_like(self.last) if fresh else self.predict(now)
+        change = torch.zeros_like(self.last)
+        change[:, rows] = computed - predicted[:, rows]
+        mine = torch.zeros(tokens, dtype=torch.bool)
+        due = self.rotation.due(step)
+        mine[[token for token, number in enumerate(self.rotation.class_of()) if number in due]] = 1
+        gain = torch.where(mine, 1.0, 1.0 if fresh else self.gain).to(computed)
+        result = predicted + gain.unsqueeze(1) * (weights @ change)
+        self._store(result, mine | fresh, mine, now)
+        return result
+
+    def _store(self, result: Tensor, stored: Tensor, mine: Tensor, now: float) -> None:
+        assert self.last is not None
+        assert self.before is not None
+        self.before[:, stored] = self.last[:, stored]
+        self.last[:, stored] = result[:, stored]
+        for token in mine.nonzero().flatten().tolist():
+            self.times[token] = [now, *self.times[token][:1]]
+
+
+LIMIT = 2.0
+"""How many of its own intervals a trend is followed: times that come close tell little."""
