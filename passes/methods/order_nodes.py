@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from toma_fx.merging import row_index, slots_from_sequence
-from toma_fx.order import curve_table, order_from_positions
+from toma_fx.order import coordinate_rows, curve_table, order_from_positions
 from toma_fx.passes.find.region import Group
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
@@ -39,9 +39,8 @@ class OrderNodes:
 
         if group.positions is not None:
             at = group.positions
-            rows = emit.call(
-                aten.slice.Tensor, (copies[at.node], 0, at.start, at.start + at.length)
-            )
+            place = (at.axis, at.columns, at.start, at.length)
+            rows = emit.inline(coordinate_rows, copies[at.node], *place)
             curve = table(curve_table().tolist(), "curve")
             sequence = emit.inline(order_from_positions, rows, group.side, group.follows, curve)
             ranks = table(group.windows.slot_ranks(), "ranks")
