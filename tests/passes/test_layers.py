@@ -19,7 +19,7 @@ READS = {
     "normalize": ("graph",),
     "layouts": ("graph",),
     "find": ("graph", "layouts"),
-    "methods": ("graph", "layouts", "find.region"),
+    "methods": ("graph", "layouts", "find.region", "find.keys"),
     "plan": ("graph", "layouts", "find.region", "methods"),
     "rewrite": ("graph", "layouts", "find.region", "methods", "plan.hoist"),
 }
