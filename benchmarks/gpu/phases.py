@@ -36,7 +36,7 @@ class Phase:
     """One part of the whole, in processes of its own.
 
     Attributes:
-        name: as `--only` takes it; a name before a dash stands for all that begin with it.
+        name: as `--only` takes it; what stands before a dash names all that begin with it.
         title: in the summary.
         limit: seconds; then its processes are killed.
         least: seconds below which it is not begun.
@@ -80,17 +80,27 @@ def _graphs(here: Situation) -> list[Command]:
     return [module("gpu.graphs", name, "--out", here.out / f"{name}.json") for name in models]
 
 
-def _race(*arguments: object, level: tuple[str, ...] = ()) -> Callable[[Situation], list[Command]]:
-    """A part of the grid; the timed step is also taken apart, since a compile serves for both."""
+def _race(
+    *arguments: object, level: tuple[str, ...] = (), together: int = 10
+) -> Callable[[Situation], list[Command]]:
+    """A part of the grid; the timed step is also taken apart, since a compile serves for both.
+
+    Args:
+        arguments: of the race: models, sizes, ratios, contestants.
+        level: of the grid.
+        together: contestants at once, plain `torch.compile` among them: as many as fit into the
+            device's memory.
+    """
 
     def commands(here: Situation) -> list[Command]:
         # It ends by itself, with tables and plots, before it is ended.
-        minutes = max(0.5, (here.seconds - 15) / 60)
+        minutes = max(0.5, (here.seconds - 25) / 60)
         each = ("--minutes", f"{minutes:.2f}", "--strict", "--out", here.race)
         if here.toy:
             toy = ("--toy", "--models", "flux-toy", "--together", 2, "--backend", "eager")
             return [module("speed", *toy, "--cycles", 1, *each)]
-        return [module("speed", *level, "--together", 8, "--backend", "parts", *arguments, *each)]
+        how = ("--together", together, "--backend", "parts")
+        return [module("speed", *level, *how, *arguments, *each)]
 
     return commands
 
@@ -125,7 +135,6 @@ def _quality(here: Situation) -> list[Command]:
     return [table("emoji-sdxl"), table("emoji-flux")]
 
 
-_PAIR = ("--models", "sdxl", "flux-dev")
 _OURS = ("toma", "toma, scope block", "refresh")
 _EVERYONE = (
     "eager",
@@ -142,6 +151,7 @@ _MODES = (
     "reduce-overhead",
     "toma, reduce-overhead",
 )
+_MODELS = {"sdxl": "SDXL", "flux-dev": "Flux.1-dev"}
 _NO_TOY = "the race has a toy of its own"
 
 
@@ -159,29 +169,37 @@ def phases() -> Iterator[Phase]:
     yield Phase("kernels", "The planning kernels", 150, 45, _kernels, on_gpus=no_triton)
     no_graphs = "there are no CUDA graphs without CUDA"
     yield Phase("graphs", "CUDA graphs", 180, 60, _graphs, at_once=True, on_gpus=no_graphs)
-    half = _race(*_PAIR, "--sizes", 1024, "--ratios", 0.5, *_who(_EVERYONE))
-    yield Phase("race-half", "The race at 1024², ratio 0.5", 480, 150, half)
-    more = _race(*_PAIR, "--sizes", 1024, "--ratios", 0.75, *_who(_OURS))
-    yield Phase("race-more", "… at 1024², ratio 0.75", 300, 150, more, on_gpus=_NO_TOY)
-    large = _race(*_PAIR, "--sizes", 2048, "--ratios", 0.5, *_who((*_OURS, "tomesd", "todo")))
-    yield Phase("race-large", "… at 2048², ratio 0.5", 400, 150, large, on_gpus=_NO_TOY)
+    yield from _races("half", "1024², ratio 0.5", 400, 1024, 0.5, _EVERYONE)
+    yield from _races("more", "1024², ratio 0.75", 260, 1024, 0.75, _OURS)
+    yield from _races("large", "2048², ratio 0.5", 350, 2048, 0.5, (*_OURS, "tomesd", "todo"))
     blocks = _race(level=("--blocks",))
-    yield Phase(
-        "race-blocks", "Blocks of Wan, Qwen-Image, Z-Image", 400, 120, blocks, on_gpus=_NO_TOY
-    )
-    yield Phase("memory", "Peak memory", 180, 90, _memory, on_gpus="it compiles for minutes")
-    yield Phase(
-        "package", "Packages for CUDA", 300, 120, _package, on_gpus="it compiles for minutes"
-    )
-    modes = _race(*_PAIR, "--sizes", 1024, "--ratios", 0.5, *_who(_MODES))
-    yield Phase("race-modes", "… with Inductor's modes", 540, 240, modes, on_gpus=_NO_TOY)
-    rest = _race(*_PAIR, "--sizes", 1024, 2048, *_who((*_EVERYONE, *_MODES)))
-    yield Phase("race-rest", "… and the other ratios", 540, 150, rest, on_gpus=_NO_TOY)
+    title = "Blocks of Wan, Qwen-Image, Z-Image"
+    yield Phase("race-blocks", title, 400, 120, blocks, on_gpus=_NO_TOY)
+    slow = "it compiles for minutes"
+    yield Phase("memory", "Peak memory", 180, 90, _memory, on_gpus=slow)
+    yield Phase("package", "Packages for CUDA", 300, 120, _package, on_gpus=slow)
+    yield from _races("modes", "with Inductor's modes", 540, 1024, 0.5, _MODES)
+    yield from _races("rest", "1024², ratio 0.25", 400, 1024, 0.25, (*_OURS, "tomesd", "tofu"))
     no_data = "its data is not part of the project"
-    yield Phase(
-        "train", "Generators of 1,024 tokens", 540, 180, _train, at_once=True, on_gpus=no_data
-    )
+    title = "Generators of 1,024 tokens"
+    yield Phase("train", title, 540, 180, _train, at_once=True, on_gpus=no_data)
     yield Phase("quality", "Their pictures", 540, 240, _quality, on_gpus=no_data)
+
+
+def _races(
+    name: str, title: str, limit: float, side: int, ratio: float, names: tuple[str, ...]
+) -> Iterator[Phase]:
+    """One part of the race, each model in a phase of its own; the first has a toy."""
+    for model, called in _MODELS.items():
+        together = (
+            6 if side > 1024 else 10
+        )  # plain SDXL weighs 5 GB a process, and what it computes
+        where = ("--models", model, "--sizes", side, "--ratios", ratio)
+        race = _race(*where, *_who(names), together=together)
+        toy = name == "half" and model == "sdxl"
+        reason = "" if toy else _NO_TOY
+        phase = f"race-{name}-{model}"
+        yield Phase(phase, f"{called}, {title}", limit, 0.6 * limit, race, on_gpus=reason)
 
 
 def wanted(only: str) -> list[Phase]:
@@ -199,4 +217,4 @@ def wanted(only: str) -> list[Phase]:
 
 
 def _named(phase: Phase, name: str) -> bool:
-    return name in (phase.name, phase.name.partition("-")[0])
+    return phase.name == name or phase.name.startswith(f"{name}-")

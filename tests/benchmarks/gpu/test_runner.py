@@ -141,6 +141,8 @@ def test_phases_by_name() -> None:
     assert [step.name for step in wanted("")] == every
     assert [step.name for step in wanted("graphs, smoke")] == ["smoke", "graphs"]
     assert {step.name for step in wanted("race")} == {n for n in every if n.startswith("race-")}
+    half = [step.name for step in wanted("race-half")]
+    assert half == ["race-half-sdxl", "race-half-flux-dev"]
     with pytest.raises(ValueError, match="no phase 'rcae'; there are smoke"):
         wanted("rcae")
 

@@ -23,7 +23,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     out = run(tmp_path / "run", "--pack", str(tmp_path / "pack"))
     state = read_json(tmp_path / "run" / "phases.json")
     assert {found["status"] for found in state.values()} == {"done", "skipped"}, out
-    assert state["smoke"]["status"] == state["race-half"]["status"] == "done"
+    assert state["smoke"]["status"] == state["race-half-sdxl"]["status"] == "done"
     assert all(found["reason"] for found in state.values() if found["status"] == "skipped")
     race = read_json(tmp_path / "run" / "race" / "speed_cpu_toy.json")["cases"]
     assert [case["status"] for case in race.values()] == ["done"] * 2
