@@ -26,9 +26,9 @@ from torch import nn
 
 from benchmarks.quality.contestant import Cache
 from benchmarks.quality.deepcache import DeepCache
+from benchmarks.quality.generations import Generations
 from benchmarks.quality.own import Codes, compile_in_place, compiled, own
 from benchmarks.quality.painters import Cast, Painter
-from toma_fx.diffusers.progress import Progress
 
 _REGIONS = (  # their outputs are what is added to the residual stream, before any gate
     r".*transformer_blocks\.\d+\.(attn1|attn2|ff)",  # of UNets
@@ -126,8 +126,8 @@ def cached(
     assert cache.share is None
     core = copy.deepcopy(core_of(painter.denoiser))
     if cache.kind == "deepcache":
-        progress = Progress(painter.pipeline)
-        deep = DeepCache(core, progress, backend, full_backend=merged, **cache.options)
+        generations = Generations(painter.pipeline)
+        deep = DeepCache(core, generations, backend, full_backend=merged, **cache.options)
         yield _in_place_of(deep.model, painter.denoiser)
         return
     assert merged is None
@@ -153,10 +153,10 @@ def _follow(core: nn.Module, painter: Painter, stack: ExitStack) -> None:
     """Each generation begins with an empty cache, as pipelines of diffusers leave theirs."""
     from diffusers.models.cache_utils import CacheMixin
 
-    progress = Progress(painter.pipeline)
+    generations = Generations(painter.pipeline)
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not progress.begins():
+        if not generations.begins():
             return
         CacheMixin._reset_stateful_cache(core)
         if not painter.names_calls:

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.quality.generations import Generations
 from benchmarks.quality.own import compiled
-from toma_fx.diffusers.progress import Progress
 
 
 class DeepCache:
@@ -25,7 +25,7 @@ class DeepCache:
 
     Args:
         unet: changed: a copy of one's own. Its calls must ask for `return_dict=False`.
-        progress: tells where generations begin; a call is a step, so guidance is one batch.
+        generations: tells where generations begin; a call is a step, so guidance is one batch.
         backend: compiles both graphs; `"eager"` compiles nothing.
         every: steps from one full step to the next.
         full_backend: compiles the full graph, where that one should merge.
@@ -37,13 +37,13 @@ class DeepCache:
     def __init__(
         self,
         unet: nn.Module,
-        progress: Progress,
+        generations: Generations,
         backend: str,
         every: int,
         full_backend: Callable[..., Any] | None = None,
     ) -> None:
         self.model = unet
-        self._progress, self._every, self._step = progress, every, 0
+        self._generations, self._every, self._step = generations, every, 0
         self._deep: Tensor | None = None
         split = unet.up_blocks[-1] = _Split(unet.up_blocks[-1])
         forward, shell = unet.forward, _shell(unet, _Above(split))
@@ -62,7 +62,7 @@ class DeepCache:
         unet.forward = self._forward
 
     def _forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        if self._progress.begins():
+        if self._generations.begins():
             self._step = 0
         due = self._step % self._every == 0
         self._step += 1

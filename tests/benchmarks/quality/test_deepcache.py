@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.quality.deepcache import DeepCache
+from benchmarks.quality.generations import Generations
 from benchmarks.quality.painters import EmojiPainter, Loop
-from toma_fx.diffusers.progress import Progress
 
 
 def inputs(seed: int) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def inputs(seed: int) -> dict[str, Any]:
 @torch.no_grad()
 def test_a_step_between_equals_a_full_one_of_the_same_input(unet: EmojiPainter) -> None:
     plain, loop = unet.denoiser, Loop()
-    model = DeepCache(copy.deepcopy(plain), Progress(loop), "eager", every=2).model
+    model = DeepCache(copy.deepcopy(plain), Generations(loop), "eager", every=2).model
     assert type(model) is type(plain)
     first, second = inputs(0), inputs(1)
     expected = plain(**first)[0]
@@ -53,6 +53,6 @@ def test_a_last_block_with_attention(unet: EmojiPainter) -> None:
     config["down_block_types"] = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
     plain = UNet2DConditionModel.from_config(config).eval()
     loop = Loop()
-    model = DeepCache(copy.deepcopy(plain), Progress(loop), "eager", every=2).model
+    model = DeepCache(copy.deepcopy(plain), Generations(loop), "eager", every=2).model
     for _ in range(2):
         torch.testing.assert_close(model(**inputs(0))[0], plain(**inputs(0))[0])
