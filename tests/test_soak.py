@@ -63,9 +63,14 @@ def test_a_thousand_steps_leave_nothing_behind() -> None:
     blocks: list[int] = []
     bytes_: list[int] = []
     # Everything is compiled, and every stream opened, before anything is measured.
-    openings = [(stream, shape) for shape in SHAPES for stream in ("default", "a", "b")]
-    for stream, shape in openings:
-        paint(run, oracle, stream, inputs(1, shape=shape))
+    openings = [
+        (stream, shape, slot)
+        for shape in SHAPES
+        for stream in ("default", "a", "b")
+        for slot in (0, 1)
+    ]
+    for stream, shape, prompt in openings:
+        paint(run, oracle, stream, inputs(1, prompt=prompt, shape=shape))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(len(openings), STEPS):
             paint(run, oracle, *next(calls))
