@@ -28,7 +28,8 @@ _HEAD = """\
 [README](../README.md) · [Pictures](pictures.md#the-defaults) ·
 [Pipelines of diffusers](diffusers.md)
 
-The fields of `TomaConfig`, and of `TokenMergingConfig`, which adds `merge_steps` for pipelines.
+The fields of `TomaConfig`, and of `TokenMergingConfig`, which adds what a pipeline's steps do
+(`merge_steps`, `rest_every`, `dense_steps`).
 Every field has a default, every value is checked, and an unknown name is an error that names the
 closest one.
 

@@ -18,10 +18,11 @@ from toma_fx.devices import DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.autotune import Autotuner
 from toma_fx.passes.find.find import find
-from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.find.region import Forecast, Group, Region
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.logs import record
 from toma_fx.passes.methods import METHODS
+from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.marks import LIFTED, lift_marks
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.normalize.wrapped import call_own_linears
@@ -51,19 +52,23 @@ class RewriteResult:
     Attributes:
         graph_module: the merged graph, or the graph module that was given where nothing merges.
         report: every region with its fate.
+        told_apart: places of the inputs by which the guard knows a slot.
     """
 
     graph_module: fx.GraphModule
     report: Report = field(default_factory=Report)
+    told_apart: tuple[int, ...] = ()
 
 
 def run_passes(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig, pace: Pace = USUAL
 ) -> RewriteResult:
     """normalize → find → plan → hoist → rewrite → verify; `gm` comes back untouched on refusal.
 
     `logs` says how to see the report and the graphs.
     """
+    assert pace == USUAL or METHODS[config.method].remembers
+    told_apart: tuple[int, ...] = ()
     clock = _Clock()
     report = Report(seconds=clock.seconds)
     regions: list[Region] = []
@@ -81,9 +86,9 @@ def run_passes(
         if groups:
             guard = clock.time("guard", lambda: _guard(analysis, groups, config))
             report.notes += [guard.note] if guard.note else []
-            result = clock.time(
-                "rewrite", lambda: _rewrite(normal, analysis, regions, guard, config, judge, scopes)
-            )
+            told_apart = _places(normal, guard, groups, config)
+            one = _Rewriting(normal, analysis, regions, guard, config, judge, scopes)
+            result = clock.time("rewrite", lambda: one.run(pace))
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
             call_own_linears(result, example_inputs)
@@ -94,38 +99,62 @@ def run_passes(
             if region.status == "merged":
                 region.drop("refused", str(refusal))
     profile = find_profile(config.device, _device(normal) if normal else torch.device("cpu"))
-    report.regions = [_reported(region, profile) for region in regions]
+    report.regions = [_reported(region, profile, pace.computes) for region in regions]
     if normal is not None:
         new = None if result is gm else result
         report.forecast = model_forecast(normal.graph, regions, config, profile, new)
     report.remarks = scope_remarks(regions)
+    if result is not gm and pace.remark:
+        report.remarks.append(pace.remark)
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
     ]
     counters["toma_fx"]["regions_merged"] += len(report.merged)
     counters["toma_fx"]["graphs_rewritten"] += result is not gm
     record(report, normal, result if result is not gm else None)
-    return RewriteResult(result, report)
+    return RewriteResult(result, report, told_apart)
 
 
-def _rewrite(
-    normal: fx.GraphModule,
-    analysis: Analysis,
-    regions: list[Region],
-    guard: GuardInputs,
-    config: TomaConfig,
-    judge: Judge,
-    scopes: Scopes,
-) -> fx.GraphModule:
-    """Hoist and rewrite; a region whose replay fails is dropped and the others planned again."""
-    while groups := plan(regions, config, judge, scopes.widen):
-        try:
-            with _no_tracebacks():
-                return rewrite(normal, groups, hoist(analysis, groups), guard, config)
-        except RegionRefused as refusal:
-            if not scopes.refuse(refusal.region, refusal.reason):
-                refusal.region.drop("refused", str(refusal))
-    raise CannotRewrite("no region could be rewritten")
+@dataclass
+class _Rewriting:
+    """All that is known when the graph is built."""
+
+    normal: fx.GraphModule
+    analysis: Analysis
+    regions: list[Region]
+    guard: GuardInputs
+    config: TomaConfig
+    judge: Judge
+    scopes: Scopes
+
+    def run(self, pace: Pace) -> fx.GraphModule:
+        """Hoist and rewrite; a region whose replay fails is dropped and the others planned again.
+
+        Whatever the pace, regions are those that the replay on fewer tokens has proven.
+        """
+        usual = Pace(rests=pace.rests)
+        while groups := plan(self.regions, self.config, self.judge, self.scopes.widen):
+            try:
+                with _no_tracebacks():
+                    found = self._built(groups, usual)
+                    return found if pace == usual else self._built(groups, pace)
+            except RegionRefused as refusal:
+                if not self.scopes.refuse(refusal.region, refusal.reason):
+                    refusal.region.drop("refused", str(refusal))
+        raise CannotRewrite("no region could be rewritten")
+
+    def _built(self, groups: list[Group], pace: Pace) -> fx.GraphModule:
+        stages = hoist(self.analysis, groups)
+        return rewrite(self.normal, groups, stages, self.guard, self.config, pace)
+
+
+def _places(
+    normal: fx.GraphModule, guard: GuardInputs, groups: list[Group], config: TomaConfig
+) -> tuple[int, ...]:
+    """Of the inputs that tell conditionings and grids apart."""
+    known = {*guard.told_apart(config), *(g.positions.node for g in groups if g.positions)}
+    placeholders = normal.graph.find_nodes(op="placeholder")
+    return tuple(place for place, node in enumerate(placeholders) if node in known)
 
 
 def _guard(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
@@ -168,24 +197,39 @@ def _device(normal: fx.GraphModule) -> torch.device:
     return next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
 
 
-def _reported(region: Region, profile: DeviceProfile) -> RegionReport:
+def _reported(region: Region, profile: DeviceProfile, computes: Computes) -> RegionReport:
     group = region.group if region.status == "merged" else None
-    before = flops_of(region, None)
+    before = after = flops_of(region, None)
+    tokens = region.tokens
+    if group is not None and computes is Computes.SHARE:
+        tokens, after = group.windows.merged, flops_of(region, group)
+    elif group is not None:
+        _at_pace(region, computes)
+        if computes is Computes.NONE:
+            tokens = after = 0
     seconds = region.forecast or unmerged_forecast(region, profile)
     return RegionReport(
         module_path=region.module_path,
         kind=region.kind,
         tokens=region.tokens,
-        merged_tokens=group.windows.merged if group else region.tokens,
+        merged_tokens=tokens,
         channels=region.channels,
         group=group.index if group else None,
         status=region.status,
         reason=region.reason,
         flops_before=before,
-        flops_after=flops_of(region, group) if group else before,
+        flops_after=after,
         seconds_before=seconds.before,
         seconds_after=seconds.after if group else seconds.before,
     )
+
+
+def _at_pace(region: Region, computes: Computes) -> None:
+    """Forecast all of a region, or nothing, instead of a share."""
+    was = region.forecast
+    if was is not None:
+        after = was.before if computes is Computes.ALL else 0.0
+        region.forecast = Forecast(was.before, after, was.source)
 
 
 class _Clock:

@@ -23,6 +23,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
+from toma_fx.passes.methods.pace import Computes
 from toma_fx.refresh import Memory, Rotation
 from toma_fx.share import Share
 
@@ -46,11 +47,13 @@ class HandRefresh:
     settings: dict[str, Any] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
     rotations: dict[int, Rotation] = field(default_factory=dict)
+    computes: Computes = Computes.SHARE
     step: int = 0
+    turn: int = 0
 
     def begin(self) -> None:
         """A new picture."""
-        self.step = 0
+        self.step = self.turn = 0
         for memory in self.memories.values():
             memory.forget()
 
@@ -60,12 +63,38 @@ class HandRefresh:
         return self.rotations[tokens]
 
     def rows(self, hidden: Tensor) -> Tensor:
-        return torch.tensor(self.rotation(hidden.shape[1]).rows(self.step))
+        if self.computes is Computes.ALL:
+            return torch.arange(hidden.shape[1])
+        return torch.tensor(self.rotation(hidden.shape[1]).rows(self.turn))
 
     def recall(self, path: str, computed: Tensor, like: Tensor) -> Tensor:
+        """What a region adds; in a step that rests, whatever was computed is not looked at."""
+        memory = self.memory(path, like)
+        if self.computes is Computes.SHARE:
+            return memory.recall(computed, self.turn, self.step)
+        return self.all_or_none(memory, computed)
+
+    def text(self, path: str, computed: Tensor) -> Tensor:
+        """What text takes from a region: all of it is computed, or none."""
+        return self.all_or_none(self.memory(path, computed), computed)
+
+    def all_or_none(self, memory: Memory, computed: Tensor) -> Tensor:
+        if self.computes is Computes.NONE:
+            return memory.rest(self.step)
+        return memory.learn(computed, self.step)
+
+    def memory(self, path: str, like: Tensor) -> Memory:
         if path not in self.memories:
-            self.memories[path] = Memory(self.rotation(like.shape[1]), **self.settings)
-        return self.memories[path].recall(computed, self.step)
+            count = like.shape[1]
+            text = path.endswith(".text")
+            rotation = Rotation(((0, 0),) * count, Share(1, 1)) if text else self.rotation(count)
+            self.memories[path] = Memory(rotation, **self.settings)
+        return self.memories[path]
+
+    def after(self) -> None:
+        """A call is over."""
+        self.step += 1
+        self.turn += self.computes is Computes.SHARE
 
     def queries(self, hidden: Tensor, text: int = 0) -> Any:
         """Attention inside computes `rows` of its queries; keys and values are all."""
@@ -175,6 +204,7 @@ def _joint(
         given["image_rotary_emb"] = _rotary(image_rotary_emb, stream.rows, words)
         attention, context = block.attn(hidden_states=entry[:, stream.rows], **given)
     stream.add(gate.unsqueeze(1) * attention, "attn")
+    context = how.text(f"{path}.text", context)
     entry = block.norm2(stream.seen) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
     stream.add(gate_mlp.unsqueeze(1) * block.ff(entry), "ff")
     text = text + c_gate.unsqueeze(1) * context
@@ -208,7 +238,7 @@ def _single(
     mlp = block.act_mlp(block.proj_mlp(merged))
     out = gate.unsqueeze(1) * block.proj_out(torch.cat((attention, mlp), 2))
     stream.add(out[:, words:], "proj_out")
-    return text + out[:, :words], stream.end()
+    return text + how.text(f"{path}.text", out[:, :words]), stream.end()
 
 
 _FORWARDS: dict[type, Any] = {
@@ -230,7 +260,7 @@ def remembered_by_hand(model: nn.Module, how: HandRefresh) -> Iterator[Callable[
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = model(*args, **kwargs)
-        how.step += 1
+        how.after()
         return result
 
     try:

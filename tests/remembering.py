@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-import toma_fx
 from tests.eager_refresh import HandRefresh, remembered_by_hand
 from tests.helpers import capture
 from tests.models import flux, flux_inputs, sdxl, sdxl_inputs
 from toma_fx import Report, TomaConfig
+from toma_fx.passes import run_passes
+from toma_fx.passes.methods.pace import USUAL, Computes, Pace
+from toma_fx.reuse import PlanState
 from toma_fx.share import share_of
 
 Grid = tuple[int, int]
@@ -73,10 +75,17 @@ class Subject:
         keys, scope = settings.pop("keys", "computed"), settings.pop("scope", "region")
         return HandRefresh(share, self.cells, keys, scope, settings)
 
-    def rewritten(self, **options: Any) -> Rewritten:
+    def rewritten(self, pace: Pace = USUAL, **options: Any) -> Rewritten:
         config = TomaConfig(**{**OPTIONS, **options})
-        result = toma_fx.rewrite(self.graph, self.given, config)
+        result = run_passes(self.graph, self.given, config, pace)
         return Rewritten(self, result.graph_module, result.report)
+
+    def paced(self, **options: Any) -> dict[Computes, Rewritten]:
+        """A graph of each pace; they share their memory."""
+        made = {one: self.rewritten(Pace(one, rests=True), **options) for one in Computes}
+        state = PlanState(made[Computes.SHARE].graph, self.given)
+        assert all(state.share(one.graph) for one in made.values())
+        return made
 
 
 @dataclass

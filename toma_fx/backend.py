@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from toma_fx.errors import (
 )
 from toma_fx.limits import Limit, listen, shared_advice
 from toma_fx.passes import RewriteResult, run_passes
+from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.numbers import numbers_as_tensors, taking_numbers
 from toma_fx.report import Report
-from toma_fx.reuse import PlanState
+from toma_fx.reuse import PlanState, state_of
 
 _last = Report()
 
@@ -66,18 +68,58 @@ def toma_backend(
 
 
 def compile_merged(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig, compiler: Compiler
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: TomaConfig,
+    compiler: Compiler,
+    paced: Paced | None = None,
 ) -> tuple[Callable[..., Any], Report]:
-    """Rewrite a graph and compile it; the report says what it merges."""
+    """Rewrite a graph and compile it; the report says what it merges.
+
+    Args:
+        gm: Dynamo's graph; not modified.
+        example_inputs: one per placeholder.
+        config: how it is merged.
+        compiler: what compiles the rewritten graph.
+        paced: where it shares its memory with graphs of another pace.
+    """
     _refuse_autograd(example_inputs)
     inputs, numbers = numbers_as_tensors(gm, example_inputs)
-    result = rewrite(gm, inputs, config)
+    result = run_passes(gm, inputs, config, paced.pace if paced else USUAL)
     remember(result.report)
-    if result.graph_module is gm:
+    merged = result.graph_module
+    if merged is gm:
         return compiler(gm, example_inputs), result.report
-    compiled = compiler(result.graph_module, inputs)
-    guarded = PlanState(result.graph_module, inputs).guarded(compiled)
+    if paced is None:
+        guarded = PlanState(merged, inputs).guarded(compiler(merged, inputs))
+    else:
+        guarded = paced.guarded(result, inputs, compiler)
     return taking_numbers(guarded, numbers), result.report
+
+
+@dataclass
+class Paced:
+    """One of several graphs of a model that share their memory.
+
+    Attributes:
+        pace: what it computes.
+        shared: states of all of them.
+        mine: states that this one uses, one for each part of a model whose graph breaks.
+    """
+
+    pace: Pace
+    shared: list[PlanState]
+    mine: list[PlanState] = field(default_factory=list)
+
+    def guarded(
+        self, result: RewriteResult, inputs: Sequence[Any], compiler: Compiler
+    ) -> Callable[..., Any]:
+        """Compile a rewritten graph on the buffers that it shares."""
+        merged, pace = result.graph_module, self.pace
+        state = state_of(merged, inputs, self.shared, self.mine)
+        told_apart = result.told_apart if pace.rests else None
+        computes = pace.computes is not Computes.NONE
+        return state.guarded(compiler(merged, inputs), told_apart, computes)
 
 
 def rewrite(

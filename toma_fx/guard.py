@@ -120,6 +120,7 @@ def decide(
     select_every: int,
     weigh_every: int,
     take_turns: bool,
+    goes_on: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What is due at this call, for whom, and the state after it.
 
@@ -140,6 +141,8 @@ def decide(
         weigh_every: steps between computations of the weights.
         take_turns: generations of one conditioning may take turns: after a timestep that stayed
             with other latents the next fall begins a generation, too.
+        goes_on: whoever calls knows that a slot which knows the call goes on with its generation,
+            whatever the timestep did.
 
     Returns:
         Phase (int32 scalar), step (int64 scalar, 0 at the first call of a generation), whether the
@@ -161,8 +164,8 @@ def decide(
     second = stayed & (slots[:, BEAT] == 1) & ~again & bool(pictures)
     for picture in pictures:
         second = second & close_by(memory, seen, picture)
-    goes_on = (fell & (slots[:, TURNS] < 2)) | again | second
-    anew = ~(knows & same_place & goes_on)
+    follows = (fell & (slots[:, TURNS] < 2)) | again | second | goes_on
+    anew = ~(knows & same_place & follows)
     moved = fell | second
 
     step = torch.where(anew, 0, slots[:, STEP] + moved)
@@ -175,7 +178,7 @@ def decide(
     stamp = (used.max() + 1).expand_as(step)
     # The second call of sequential guidance repeats what the call before it saw in another slot.
     echo = (warm & (used == used.max()) & again & same_place).any()
-    causes = (state == COLD, state == RESET, knows & ~same_place, warm & ~knows, ~goes_on, due)
+    causes = (state == COLD, state == RESET, knows & ~same_place, warm & ~knows, ~follows, due)
     counted = ((anew | moved) & ~echo, due, weigh, ~weigh, *_first(causes))
 
     slot = torch.where(knows, 2**62, -used).argmax(keepdim=True)

@@ -63,6 +63,26 @@ def between_text(around: Tensor, picture: Tensor, start: int, stop: int) -> Tens
     return picture if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
+def text_around(tokens: Tensor, start: int, length: int) -> Tensor:
+    """`[B, L − N, C]`: the tokens of `[B, L, C]` around the picture's `length`."""
+    return torch.cat((tokens[:, :start], tokens[:, start + length :]), 1)
+
+
+def text_change_of(before: Tensor, after: Tensor, start: int, length: int) -> Tensor:
+    """`[B, L − N, C]`: what a run of blocks made of the text around the picture."""
+    return text_around(after, start, length) - text_around(before, start, length)
+
+
+def around_picture(text: Tensor, picture: Tensor, start: int) -> Tensor:
+    """`text_around` and the picture `[B, N, C]` back to `[B, L, C]`."""
+    return between_text(text, picture, start, start)
+
+
+def picture_tokens(tokens: Tensor, start: int, length: int) -> Tensor:
+    """`[B, N, C]`: the picture's `length` tokens of `[B, L, C]`, from `start` on."""
+    return _picture(tokens, start, length)
+
+
 def with_picture(
     tokens: Tensor, change: Callable[..., Tensor], start: int, length: int, *plan: Tensor
 ) -> Tensor:

@@ -21,33 +21,39 @@ from toma_fx.share import Share
 
 
 def times_size(share: Share) -> int:
-    """Numbers that tell the times: the calls of a picture so far, and for each class the times of
-    its last two values and how many of them it has."""
-    return 1 + 3 * share.classes
+    """Numbers that tell the times: the calls of a picture so far, the class that is next, and for
+    each class, and for text, the times of its last two values and how many of them it has."""
+    return 2 + 3 * (share.classes + 1)
 
 
 def advance(
-    times: Tensor, fresh: Tensor, share: Share, extrapolate: float
+    times: Tensor, fresh: Tensor, share: Share, extrapolate: float, computes: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Which classes a call computes, and how far each has come from its last value.
 
     Time is counted in calls, so that a call that is repeated computes what the one before did not.
+    Turns are counted in classes: where nothing is computed, nobody's turn is over.
 
     Args:
         times: `[times_size]` float32 as they came back; anything at all where the call is fresh.
         fresh: bool scalar: the call begins a picture.
         share: of the tokens.
         extrapolate: α; 0 predicts that nothing changes.
+        computes: how many classes this call computes: by default those of the share.
 
     Returns:
-        The new times, the first computed class (int64 scalar), `[q]` whether a class is computed,
-        `[q]` float32 by how much of the difference of its two values each is carried on.
+        The new times, the first computed class (int64 scalar), `[q + 1]` whether a class is
+        computed, `[q + 1]` float32 by how much of the difference of its two values each is carried
+        on. The last is text, which is computed whenever anything is.
     """
-    ticks, (last, before, known) = times[0], times[1:].view(3, share.classes)
+    classes = share.classes
+    computes = share.computed if computes is None else computes
+    ticks, turn, (last, before, known) = times[0], times[1], times[2:].view(3, classes + 1)
     now = torch.where(fresh, 0, ticks + 1)
-    first = now.long() * share.computed % share.classes
-    ahead = torch.arange(share.classes, device=times.device) - first
-    due = ahead % share.classes < share.computed
+    first = torch.where(fresh, 0, turn).long()
+    ahead = torch.arange(classes, device=times.device) - first
+    text = torch.full((1,), computes > 0, device=times.device)
+    due = torch.cat((ahead % classes < computes, text))
     span = torch.where(last == before, 1.0, last - before)
     follows = ~fresh & (known > 1) & (last != before)
     carried = torch.where(follows, extrapolate * ((now - last) / span).clamp(0, LIMIT), 0.0)
@@ -56,7 +62,10 @@ def advance(
     state = (torch.where(due, now, last), new_before, counted.clamp(max=2))
     anew = (now.expand_as(last), now.expand_as(last), counted)
     kept = [torch.where(fresh, a, b) for a, b in zip(anew, state, strict=True)]
-    return torch.cat((now.unsqueeze(0), *kept)), first, due, carried
+    after = torch.stack((now, ((first + computes) % classes).to(now.dtype)))
+    new = torch.cat((after, *kept))
+    # A call that computes nothing begins nothing.
+    return new if computes else torch.where(fresh, times, new), first, due, carried
 
 
 def tables(
@@ -140,6 +149,23 @@ def recall(
         return result, kept
     # A picture's first values are both: nothing of another one is left to be read later.
     return result, kept, torch.where(fresh, result, torch.where(stored, last, before))
+
+
+def predict(last: Tensor, before: Tensor | None, carried: Tensor, fresh: Tensor) -> Tensor:
+    """What tokens are taken to add to the residual stream where none is computed, `[B, N, C]`.
+
+    Args:
+        last: `[B, N, C]` last values, in its dtype.
+        before: those before them, or None.
+        carried: `[N, 1]` or a scalar: how far each token is carried on.
+        fresh: bool scalar; nothing is remembered then, and nothing is added.
+    """
+    return _predicted(last, before, carried, fresh).to(last.dtype)
+
+
+def learn(computed: Tensor, last: Tensor, before: Tensor | None, fresh: Tensor) -> list[Tensor]:
+    """The new memory where all tokens are computed, `[B, N, C]`: last values, those before."""
+    return [computed] if before is None else [computed, torch.where(fresh, computed, last)]
 
 
 def _predicted(last: Tensor, before: Tensor | None, carried: Tensor, fresh: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ carried on by its own trend and corrected by what changed at its computed neighb
 γ = 1, and what that spreads is stored as everybody's first `a`; α counts once two values were
 computed. Merging spreads values; this spreads the error of a prediction, which is small.
 
+A step may rest: then all tokens are predicted, and nothing is kept. A dense one computes them all,
+and all are remembered. What stays of text that sees the picture is computed in both other kinds of
+step, and predicted like a token in a step that rests.
+
 Which tokens: the grid is cut into `q` interleaved lattices, of which `p` in turn are computed.
 Everything here is written token by token, for reading; `toma_fx.rotation` and `toma_fx.recall`
 compute the same with the operations that a graph should have.
@@ -175,7 +179,7 @@ class Memory:
 
         Args:
             computed: `[B, |S|, C]` of the tokens `rotation.rows(step)`.
-            step: since the picture began.
+            step: of those since the picture began that computed a share.
             now: the step's time; by default its number.
         """
         now = float(step) if now is None else now
@@ -196,6 +200,20 @@ class Memory:
         result = predicted + gain.unsqueeze(1) * (weights @ change)
         self._store(result, mine | fresh, mine, now)
         return result
+
+    def rest(self, now: float) -> Tensor:
+        """What all tokens add in a step that computes none of them; nothing of it is kept."""
+        return self.predict(now)
+
+    def learn(self, computed: Tensor, now: float) -> Tensor:
+        """What all tokens add, `[B, N, C]`, in a step that computes every one of them."""
+        everyone = torch.ones(computed.shape[1], dtype=torch.bool)
+        if self.last is None:
+            self.last = torch.zeros_like(computed)
+            self.before = self.last.clone()
+            self.times = [[] for _ in range(computed.shape[1])]
+        self._store(computed, everyone, everyone, now)
+        return computed
 
     def _store(self, result: Tensor, stored: Tensor, mine: Tensor, now: float) -> None:
         assert self.last is not None

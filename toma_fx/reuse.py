@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from toma_fx import guard
 from toma_fx.passes.methods.slots import SlotBuffer
+from toma_fx.seen import Seen
 
 DEFAULT_STREAM = "default"
 
@@ -55,8 +56,12 @@ class ReuseStats:
             self.misses[reason] += number
 
 
+class NothingRemembered(Exception):  # noqa: N818 - an answer, not a failure
+    """A graph that computes nothing was called where nothing was computed before."""
+
+
 class PlanState:
-    """The buffers of one compiled graph.
+    """The buffers of one compiled graph, or of several that share them.
 
     Args:
         gm: the rewritten graph module.
@@ -67,6 +72,9 @@ class PlanState:
         buffers = dict(gm.named_buffers())
         self.tally = buffers.get("toma_guard_tally")
         self.groups = sum(name.endswith("_merging") for name in buffers)
+        self._shared = _shared_by(gm)
+        self._seen = Seen()
+        self._slots = len(buffers.get("toma_guard_slots", ())) or 1
         self._state = [buffers[name] for name in buffers if _is_state(name)]
         if self.tally is not None:  # freshness belongs to a stream, statistics to all
             self._state.append(self.tally[: guard.STEPS])
@@ -74,7 +82,7 @@ class PlanState:
         self._constants = list(gm.parameters())
         self._own(example_inputs)
         self._stream = _stream_of({id(ref()) for ref in self._parameters})
-        self._parked: dict[str, list[Tensor]] = {}
+        self._parked: dict[str, tuple[list[Tensor], Seen]] = {}
         _states.add(self)
 
     def _own(self, inputs: Sequence[Any]) -> None:
@@ -85,9 +93,24 @@ class PlanState:
     def belongs_to(self, parameters: set[int]) -> bool:
         return any(id(ref()) in parameters for ref in self._parameters if ref() is not None)
 
+    def share(self, gm: torch.fx.GraphModule) -> bool:
+        """Let another graph of the same model use these buffers, and none of its own.
+
+        To be asked before it is compiled. False where it needs others than these.
+        """
+        theirs = _shared_by(gm)
+        if {name: _facts(held) for name, held in theirs.items()} != {
+            name: _facts(held) for name, held in self._shared.items()
+        }:
+            return False
+        for name, held in self._shared.items():
+            gm.register_buffer(name, held)
+        return True
+
     def forget(self) -> None:
         """The next call selects anew; statistics stay."""
         self._parked.clear()
+        self._seen = Seen()
         if self.tally is not None:
             self.tally[guard.FRESH] = guard.RESET
 
@@ -95,8 +118,8 @@ class PlanState:
         """Park the plans of the current stream and bring those of another."""
         if stream == self._stream:
             return
-        self._parked[self._stream] = [buffer.clone() for buffer in self._state]
-        plans = self._parked.pop(stream, None)
+        self._parked[self._stream] = [buffer.clone() for buffer in self._state], self._seen
+        plans, self._seen = self._parked.pop(stream, (None, Seen()))
         if plans is not None:
             for buffer, parked in zip(self._state, plans, strict=True):
                 buffer.copy_(parked)
@@ -104,9 +127,21 @@ class PlanState:
             self.tally[guard.FRESH] = guard.COLD
         self._stream = stream
 
-    def guarded(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """The compiled graph, forgetting its plans where a call fails."""
+    def guarded(
+        self,
+        compiled: Callable[..., Any],
+        told_apart: Sequence[int] | None = None,
+        computes: bool = True,
+    ) -> Callable[..., Any]:
+        """The compiled graph, forgetting its plans where a call fails.
 
+        Args:
+            compiled: the graph.
+            told_apart: places of the inputs that tell conditionings apart, where it shares its
+                buffers with a graph that computes nothing.
+            computes: False where it has nothing but what is remembered; it then raises
+                `NothingRemembered` for a conditioning under which nothing was computed.
+        """
         first = self._places[0] if self._places else None
 
         def run(*args: Any) -> Any:
@@ -114,13 +149,43 @@ class PlanState:
             if first is not None and args[first] is not self._parameters[0]():
                 self.forget()
                 self._own(args)
+            given = [args[place] for place in told_apart or ()]
+            if not computes and not self._seen.knows(given):
+                raise NothingRemembered
             try:
-                return compiled(*args)
+                result = compiled(*args)
             except BaseException:
                 self.forget()
                 raise
+            if told_apart is not None:
+                self._seen.add(given, self._slots)
+            return result
 
         return run
+
+
+def state_of(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    shared: list[PlanState],
+    mine: list[PlanState],
+) -> PlanState:
+    """The state of a graph that may use what another graph of the model keeps.
+
+    Args:
+        gm: the rewritten graph module, before it is compiled.
+        example_inputs: its inputs.
+        shared: states of the model's graphs; a new one is added.
+        mine: those that graphs like this one use already; the one that is found is added.
+    """
+    for state in shared:
+        if state not in mine and state.share(gm):
+            mine.append(state)
+            return state
+    state = PlanState(gm, example_inputs)
+    shared.append(state)
+    mine.append(state)
+    return state
 
 
 _states: weakref.WeakSet[PlanState] = weakref.WeakSet()
@@ -182,6 +247,16 @@ def _stream_of(parameters: set[int]) -> str:
 def _of(model: nn.Module) -> list[PlanState]:
     parameters = {id(parameter) for parameter in model.parameters()}
     return [state for state in _states if state.belongs_to(parameters)]
+
+
+def _shared_by(gm: torch.fx.GraphModule) -> dict[str, Tensor]:
+    """What a graph keeps between calls, by name."""
+    held = gm.named_buffers()
+    return {name: b for name, b in held if _is_state(name) or name == "toma_guard_tally"}
+
+
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _is_state(name: str) -> bool:

@@ -78,6 +78,30 @@ class Plan(ABC):
         """`[B, D]` or `[1, D]`: the token that stands for each merged one."""
 
 
+class MemoryPlan(Plan):
+    """A plan whose exits remember: what tokens, and text that sees them, add to their streams.
+
+    A graph calls one of `unmerge`, `learn` and `predict` for each exit, by its pace, and likewise
+    one of `learn_text` and `predict_text` for each piece of text.
+    """
+
+    @abstractmethod
+    def learn(self, change: fx.Node, start: int) -> None:
+        """Remember all of `[B, L, C]`, whose picture begins at `start`."""
+
+    @abstractmethod
+    def predict(self, like: fx.Node, start: int) -> fx.Node:
+        """`[B, L, C]` as `like`, which adds that much, from what is remembered."""
+
+    @abstractmethod
+    def learn_text(self, text: fx.Node) -> None:
+        """Remember a tensor of any shape."""
+
+    @abstractmethod
+    def predict_text(self, like: fx.Node) -> fx.Node:
+        """A tensor as `like` from what is remembered."""
+
+
 @dataclass(frozen=True)
 class Method:
     """How a method plans, merges and unmerges, and what that costs.

@@ -11,7 +11,8 @@ sees the computed tokens alone, one for a run of blocks: the largest scope is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -20,12 +21,20 @@ from torch import Tensor, fx
 from toma_fx import recall, rotation
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
-from toma_fx.merging import between_text, gather_picture
+from toma_fx.merging import (
+    around_picture,
+    between_text,
+    gather_picture,
+    picture_tokens,
+    text_around,
+)
 from toma_fx.passes.find.keys import places_inside
 from toma_fx.passes.find.region import Group, Region
+from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import shape
 from toma_fx.passes.graph.work import Work
-from toma_fx.passes.methods.base import Method, Plan, all_readers
+from toma_fx.passes.methods.base import MemoryPlan, Method, all_readers
+from toma_fx.passes.methods.pace import Computes
 from toma_fx.passes.methods.slots import Moment, SlotBuffer, SlotTensors
 from toma_fx.share import Share, share_of
 from toma_fx.windows import Windows
@@ -33,8 +42,12 @@ from toma_fx.windows import Windows
 _FEW = 3  # slots: of more, all of a memory is too much to read and write
 
 
-class RefreshPlan(Plan):
-    """What a call computes of a grid, and a memory for each exit."""
+class RefreshPlan(MemoryPlan):
+    """What a call computes of a grid, and a memory for each exit.
+
+    Where graphs of another pace rest, text has a memory too: it sees the picture in an attention
+    that is not computed there.
+    """
 
     def merge(self, entry: fx.Node, start: int, ordered: bool, region: Region) -> fx.Node:
         arguments = (entry, self._destination_rows(), start, self.windows.tokens)
@@ -43,31 +56,71 @@ class RefreshPlan(Plan):
 
     def unmerge(self, merged: fx.Node, start: int, ordered: bool, like: fx.Node) -> fx.Node:
         value = merged.meta["val"]
-        kind = SlotTensors if self._moment.slots <= _FEW else SlotBuffer
-        where = (value.dtype, value.device)
-        sizes = (int(value.shape[0]), self.windows.tokens, int(value.shape[2]))
-        number = len(self._exits)
-        self._exits.append(like)
-        kept = [
-            kind(self._emit, f"toma_memory_{number}_{name}", self._moment, sizes, *where)
-            for name in ("last", "before")[: self._config.history]
-        ]
-        known = [buffer.read() for buffer in kept] + [None] * (2 - len(kept))
+        memory = self._of_picture(value)
         span = (start, self.windows.merged)
         full, *new = self._emit.inline(
-            _recalled, merged, *span, *known, *self._tables, self._moment.fresh, like=like
+            _recalled, merged, *span, *memory.read(), *self._tables, self._moment.fresh, like=like
         )
-        for buffer, node in zip(kept, new, strict=True):
-            buffer.write(node)
+        memory.write(new)
+        if self._has_text(value, self.windows.merged):
+            self.learn_text(self._emit.inline(text_around, merged, *span))
         return full
+
+    def learn(self, change: fx.Node, start: int) -> None:
+        span = (start, self.windows.tokens)
+        memory = self._of_picture(change.meta["val"])
+        memory.learn(self._emit.inline(picture_tokens, change, *span), self._moment.fresh)
+        if self._has_text(change.meta["val"], self.windows.tokens):
+            self.learn_text(self._emit.inline(text_around, change, *span))
+
+    def predict(self, like: fx.Node, start: int) -> fx.Node:
+        memory = self._of_picture(like.meta["val"])
+        ahead, fresh = self._tables[-2], self._moment.fresh
+        found: fx.Node = self._emit.inline(recall.predict, *memory.read(), ahead, fresh, like=like)
+        if not self._has_text(like.meta["val"], self.windows.tokens):
+            return found
+        batch, length, channels = like.meta["val"].shape
+        around = self._of_text(like.meta["val"], (batch, length - self.windows.tokens, channels))
+        text = self._emit.inline(recall.predict, *around.read(), self._text_ahead, fresh)
+        whole: fx.Node = self._emit.inline(around_picture, text, found, start, like=like)
+        return whole
+
+    def learn_text(self, text: fx.Node) -> None:
+        if self._moment.pace.rests:
+            value = text.meta["val"]
+            self._of_text(value, tuple(value.shape)).learn(text, self._moment.fresh)
+
+    def predict_text(self, like: fx.Node) -> fx.Node:
+        value = like.meta["val"]
+        memory = self._of_text(value, tuple(value.shape))
+        arguments = (*memory.read(), self._text_ahead, self._moment.fresh)
+        found: fx.Node = self._emit.inline(recall.predict, *arguments, like=like)
+        return found
+
+    def _has_text(self, value: Tensor, picture: int) -> bool:
+        return self._moment.pace.rests and value.shape[1] > picture
+
+    def _of_picture(self, value: Tensor) -> _Kept:
+        sizes = (int(value.shape[0]), self.windows.tokens, int(value.shape[2]))
+        return self._kept("", value, sizes)
+
+    def _of_text(self, value: Tensor, sizes: tuple[int, ...]) -> _Kept:
+        return self._kept("text_", value, tuple(map(int, sizes)))
+
+    def _kept(self, prefix: str, value: Tensor, sizes: tuple[int, ...]) -> _Kept:
+        """The memory of the next exit, or of the next piece of text."""
+        numbers: Iterator[int] = self._emit.once(("memories", prefix), itertools.count)
+        name = f"toma_memory_{prefix}{next(numbers)}"
+        return _Kept(self._emit, name, self._moment, sizes, value, self._config.history)
 
     def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         assert moment is not None
         self._moment = moment
         self._share = share_of(self._config.ratio)
-        self._exits: list[fx.Node] = self._emit.once("exits", list)
         device = hidden.meta["val"].device
         first, due, carried = self._emit.once("times", partial(self._advance, device))
+        text = partial(self._emit.inline, _at, carried, self._share.classes)
+        self._text_ahead = self._emit.once("text ahead", text)
         rows, classes, near, weights = self._of_grid(first, device)
         self._rows = self._emit.inline(_items_first, rows)
         by_token = (classes, weights, due, carried, moment.fresh, self._config.gain)
@@ -81,7 +134,8 @@ class RefreshPlan(Plan):
         size = recall.times_size(self._share)
         where = ((size,), torch.float32, device)
         times = SlotBuffer(self._emit, "toma_memory_times", self._moment, *where)
-        more = (self._moment.fresh, self._share, self._config.extrapolate)
+        computes = _CLASSES[self._moment.pace.computes](self._share)
+        more = (self._moment.fresh, self._share, self._config.extrapolate, computes)
         new, *found = self._emit.inline(recall.advance, times.read(), *more)
         times.write(new)
         return tuple(found)
@@ -136,6 +190,45 @@ class RefreshPlan(Plan):
         return self._rows
 
 
+_CLASSES: dict[Computes, Callable[[Share], int]] = {
+    Computes.SHARE: lambda share: share.computed,
+    Computes.ALL: lambda share: share.classes,
+    Computes.NONE: lambda share: 0,
+}
+
+
+class _Kept:
+    """The last values of one exit, or of one piece of text, and those before them."""
+
+    def __init__(
+        self,
+        emit: Emitter,
+        name: str,
+        moment: Moment,
+        sizes: tuple[int, ...],
+        like: Tensor,
+        history: int,
+    ) -> None:
+        kind = SlotTensors if moment.slots <= _FEW else SlotBuffer
+        self._emit = emit
+        self._buffers = [
+            kind(emit, f"{name}_{which}", moment, sizes, like.dtype, like.device)
+            for which in ("last", "before")[:history]
+        ]
+
+    def read(self) -> list[fx.Node | None]:
+        """Last values and those before, None where these are not kept."""
+        return [buffer.read() for buffer in self._buffers] + [None] * (2 - len(self._buffers))
+
+    def write(self, values: Iterable[fx.Node]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=True):
+            buffer.write(value)
+
+    def learn(self, computed: fx.Node, fresh: fx.Node) -> None:
+        """Keep values all of which were computed."""
+        self.write(self._emit.inline(recall.learn, computed, *self.read(), fresh))
+
+
 def _recalled(
     merged: Tensor, start: int, length: int, last: Tensor, before: Tensor | None, *tables: Tensor
 ) -> tuple[Tensor, ...]:
@@ -150,7 +243,9 @@ def _items_first(rows: Tensor) -> Tensor:
     return rows.unsqueeze(0)
 
 
-def _at(table: Tensor, place: Tensor) -> Tensor:
+def _at(table: Tensor, place: Tensor | int) -> Tensor:
+    if isinstance(place, int):
+        return table[place]
     return table.index_select(0, place.reshape(1)).squeeze(0)
 
 

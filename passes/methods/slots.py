@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
+from toma_fx.passes.methods.pace import USUAL, Pace
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Moment:
             picture's values or NaN, must not reach a result.
         slot: int64 `[1]`, which slot the call uses; None where there is one.
         slots: how many there are.
+        pace: what the graph computes of a call.
     """
 
     phase: fx.Node
@@ -35,6 +37,7 @@ class Moment:
     fresh: fx.Node
     slot: fx.Node | None = None
     slots: int = 1
+    pace: Pace = USUAL
 
 
 class SlotBuffer:

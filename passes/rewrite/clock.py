@@ -24,6 +24,7 @@ from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import LINEARS, aten, shape
 from toma_fx.passes.layouts.analysis import Analysis
+from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.methods.slots import Moment
 
 _WAVES = (aten.sin.default, aten.cos.default)
@@ -160,10 +161,17 @@ def _joins_stream(placeholder: fx.Node, inputs: Inputs) -> bool:
 
 
 class Clock:
-    """Emits the moment: decided by the guard, or a first call each time without a timestep."""
+    """Emits the moment: decided by the guard, or a first call each time without a timestep.
 
-    def __init__(self, found: GuardInputs, groups: list[Group], config: TomaConfig) -> None:
+    A call that computes nothing never begins anything: it is only made where whoever knows the
+    step knows that too. Should no slot know it all the same, it leaves the guard as it was.
+    """
+
+    def __init__(
+        self, found: GuardInputs, groups: list[Group], config: TomaConfig, pace: Pace = USUAL
+    ) -> None:
         self._found = found
+        self._pace = pace
         self._config = config
         positions = {id(g.positions.node): g.positions.node for g in groups if g.positions}
         self._positions = tuple(positions.values())
@@ -199,10 +207,13 @@ class Clock:
             self._tally(emit),
         )
         schedule = (config.select_every, config.weigh_every, "turns" in config.guard)
-        phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *schedule)
+        rests = self._pace.computes is Computes.NONE
+        phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *schedule, rests)
+        if rests:
+            after = emit.inline(_unless, fresh, *state, *after)
         for buffer, value in zip(state, after, strict=True):
             emit.call(aten.copy_.default, (buffer, value))
-        return Moment(phase, step, fresh, slot if slots > 1 else None, slots)
+        return Moment(phase, step, fresh, slot if slots > 1 else None, slots, self._pace)
 
     def _always(self, emit: Emitter) -> Moment:
         tally = self._tally(emit)
@@ -215,6 +226,7 @@ class Clock:
             phase=scalar("toma_phase", SELECT, torch.int32),
             step=scalar("toma_step", 0, torch.int64),
             fresh=scalar("toma_fresh", True, torch.bool),
+            pace=self._pace,
         )
 
     def _tally(self, emit: Emitter) -> fx.Node:
@@ -236,3 +248,9 @@ def _samples(*tensors: Tensor) -> Tensor:
 
 def _fingerprint(*tensors: Tensor) -> Tensor:
     return fingerprint(tensors)
+
+
+def _unless(fresh: Tensor, *state: Tensor) -> list[Tensor]:
+    """The state after a call; as it was before where the call is fresh."""
+    half = len(state) // 2
+    return [torch.where(fresh, *both) for both in zip(state[:half], state[half:], strict=True)]

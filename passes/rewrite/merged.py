@@ -1,19 +1,23 @@
-"""Regions on merged tokens: merge at the entry, replay what is between, unmerge at the exits."""
+"""Regions on merged tokens: merge at the entry, replay what is between, unmerge at the exits.
+
+Where graphs of another pace share the memory (`paced`), text that leaves is remembered as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import fx
+from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.merging import add_change, change_of
+from toma_fx.merging import add_change, change_of, text_change_of
 from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import facts, shape
 from toma_fx.passes.layouts.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.methods import METHODS, Plan
+from toma_fx.passes.methods.base import MemoryPlan
 from toma_fx.passes.methods.slots import Moment
 from toma_fx.passes.rewrite.expect import check_shape, picture_of
 from toma_fx.passes.rewrite.full_length import FullLength
@@ -68,25 +72,33 @@ class MergedRegions:
         """
         region = self._owner[node]
         try:
-            if id(region) not in self._merged:
-                self._merged[id(region)] = {region.entry: self._merge(region)}
-            step = region.steps[node]
-            if step.exit is not None:
-                self._leave(node, step.exit, region)
-            else:
-                self._replay(node, step, region)
-            if node is region.end:
-                self._add_change(node, region)
+            self._add(node, region)
         except CannotRewrite as refusal:
             raise RegionRefused(region, refusal.reason, refusal.node) from refusal
         except Exception as error:
             reason = f"cannot run on merged tokens: {type(error).__name__}: {error}"
             raise RegionRefused(region, reason.splitlines()[0], node) from error
 
+    def _add(self, node: fx.Node, region: Region) -> None:
+        if id(region) not in self._merged:
+            self._merged[id(region)] = {region.entry: self._merge(region)}
+        step = region.steps[node]
+        if step.exit is not None:
+            self._leave(node, step.exit, region)
+        else:
+            self._replay(node, step, region)
+        if node is region.end:
+            self._add_change(node, region)
+
     def _merge(self, region: Region) -> fx.Node:
         ordered = self._full.is_ordered(region.entry)
         entry = self._full.read(region.entry, ordered)
         start, _ = picture_of(region.layout)
+        self._prepare(region, entry, start, ordered)
+        return self._plan(region).merge(entry, start, ordered, region)
+
+    def _prepare(self, region: Region, entry: fx.Node, start: int, ordered: bool) -> None:
+        """Make the plan of the region's group, where it is the first one."""
         group = region.group
         assert group is not None
         if group.index not in self._plans:
@@ -94,7 +106,6 @@ class MergedRegions:
             plan = METHODS[group.method].plan(group, order, self._emit, self._config)
             plan.prepare(self._planned_on(region, entry), start, self.moment, ordered)
             self._plans[group.index] = plan
-        return self._plan(region).merge(entry, start, ordered, region)
 
     def _planned_on(self, region: Region, entry: fx.Node) -> fx.Node:
         """The hidden states that a plan is made from."""
@@ -129,6 +140,9 @@ class MergedRegions:
             merged[node] = new
         else:  # text that leaves stands for the node itself
             self._full.write(node, new)
+            plan = self._plan(region)
+            if isinstance(plan, MemoryPlan) and leaves(node, region):
+                plan.learn_text(new)
 
     def _leave(self, node: fx.Node, index: int, region: Region) -> None:
         """Unmerge, and run the residual addition at full length, in the residual's order."""
@@ -152,6 +166,9 @@ class MergedRegions:
         before, after = merged[region.entry], merged[node]
         change = self._emit.inline(change_of, before, after, start, length, like=node)
         full = plan.unmerge(change, 0, ordered, node)
+        if isinstance(plan, MemoryPlan) and shape(after)[1] > length:
+            text = self._emit.inline(text_change_of, before, after, start, length)
+            plan.learn_text(text)
         new = self._emit.inline(add_change, hidden, full, after, start, length, like=node)
         self._return(node, new, ordered, "scope")
 
@@ -163,3 +180,10 @@ class MergedRegions:
     def _plan(self, region: Region) -> Plan:
         assert region.group is not None
         return self._plans[region.group.index]
+
+
+def leaves(node: fx.Node, region: Region) -> bool:
+    """Whether a node of a region is text that others read."""
+    step, value = region.steps[node], node.meta["val"]
+    is_text = step.exit is None and step.layout is None and isinstance(value, Tensor)
+    return is_text and any(user not in region.steps for user in node.users)

@@ -10,7 +10,7 @@ Why a replay: every node of a region is called again on merged fake values, so t
 cannot be taken, or a result of another shape than its layout says, shows here and not in a picture.
 
 Three pieces: the walk over the plain graph, here; the streams at full length and their orders
-(`full_length`); what regions become (`merged`).
+(`full_length`); what regions become (`merged`, and `paced` where a method remembers).
 
 Precondition: `plan` and `hoist` have run.
 """
@@ -31,11 +31,13 @@ from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.metadata import keep_metadata
 from toma_fx.passes.graph.nodes import map_leaves, strides
 from toma_fx.passes.methods import METHODS
+from toma_fx.passes.methods.pace import USUAL, Pace
 from toma_fx.passes.plan.hoist import Stage
 from toma_fx.passes.rewrite.clock import Clock, GuardInputs
 from toma_fx.passes.rewrite.expect import restrided
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.merged import MergedRegions
+from toma_fx.passes.rewrite.paced import REGIONS
 
 
 def rewrite(
@@ -44,6 +46,7 @@ def rewrite(
     stages: list[Stage],
     guard: GuardInputs,
     config: TomaConfig,
+    pace: Pace = USUAL,
 ) -> fx.GraphModule:
     """A new graph module whose regions run on merged tokens; `gm` is not modified.
 
@@ -53,6 +56,7 @@ def rewrite(
         stages: from `hoist`.
         guard: the inputs that the guard reads.
         config: temperature, unmerge, schedule.
+        pace: what it computes of its regions; other than the usual only for methods that remember.
 
     Raises:
         RegionRefused: the replay of a region contradicts its proof.
@@ -63,9 +67,9 @@ def rewrite(
     mode = detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
     emit = Emitter(result, graph, mode)
     full = FullLength(emit, stages)
-    regions = MergedRegions(emit, full, groups, config)
+    regions = REGIONS[pace.computes](emit, full, groups, config)
     plans_last = any(METHODS[group.method].stateful for group in groups)
-    clock = Clock(guard, groups, config) if plans_last else None
+    clock = Clock(guard, groups, config, pace) if plans_last else None
     _Walk(gm, emit, full, regions, clock).run()
     graph.eliminate_dead_code()
     result.recompile()
@@ -105,9 +109,9 @@ class _Walk:
             if node.op != "placeholder" and self._clock and self._regions.moment is None:
                 self._regions.moment = self._clock.emit(self._emit, self._full.natural)
             if node in self._regions:
-                self._regions.add(node)
                 if self._regions.exists_twice(node):
                     self._full.write(node, self._copied(node))
+                self._regions.add(node)
             elif self._full.is_carried(node):
                 self._full.carry(node)
             elif node.op == "output":

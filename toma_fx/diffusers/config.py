@@ -11,7 +11,7 @@ from toma_fx.errors import ConfigError
 
 @dataclass(frozen=True)
 class TokenMergingConfig(TomaConfig):
-    """`TomaConfig`, and the part of a generation that is merged.
+    """`TomaConfig`, and what each step of a generation does.
 
     `cfg_pairs=None` means here: wherever the pipeline runs both halves of its guidance in one
     batch. Whether it does is read at each call, so that one pipeline serves both.
@@ -21,16 +21,33 @@ class TokenMergingConfig(TomaConfig):
             merged where `start <= i / n < end`, the others run at full length. A later start
             keeps the composition nearer to the plain picture, an earlier end the detail; either
             costs speed and one more compile, of the plain graph.
+        rest_every: every so many-th step rests, 2 or more: for `method="refresh"`, a second graph
+            in which each region is predicted from what its tokens were, and its linears and
+            attention are gone. A smaller value is faster and further from the plain picture; 2
+            leaves a quarter of the regions' cost at ratio 0.5. Steps count from 0, and the first
+            to rest is `rest_every - 1`; a step for which nothing is remembered does not rest. With
+            text that sees the picture, that is remembered too. None never rests.
+        dense_steps: steps, counted from 0, that compute every token, for `method="refresh"`: the
+            plain graph, which remembers as well, so that the step behind it begins with all
+            values known. `(0,)` is nearer to the plain picture; each costs a full step, and all
+            of them one more compile.
 
     Raises:
         ConfigError: a value is out of its range.
     """
 
     merge_steps: tuple[float, float] = (0.0, 1.0)
+    rest_every: int | None = None
+    dense_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "merge_steps", _fractions(self.merge_steps))
+        object.__setattr__(self, "dense_steps", _steps(self.dense_steps))
+        if self.rest_every is not None and not _is_whole(self.rest_every, least=2):
+            raise ConfigError(
+                f"rest_every must be None or a whole number of at least 2, not {self.rest_every!r}"
+            )
 
     @property
     def merges_always(self) -> bool:
@@ -48,3 +65,15 @@ def _fractions(value: object) -> tuple[float, float]:
             f"0 <= start < end <= 1, not {value!r}"
         )
     return float(pair[0]), float(pair[1])
+
+
+def _steps(value: object) -> tuple[int, ...]:
+    given = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    steps = tuple(plain_number(number) for number in given)
+    if not all(_is_whole(step, least=0) for step in steps):
+        raise ConfigError(f"dense_steps must be steps, whole numbers from 0 on, not {value!r}")
+    return tuple(sorted(set(steps)))
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

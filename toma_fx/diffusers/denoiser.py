@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from toma_fx.diffusers.arguments import Arguments, Call
-from toma_fx.diffusers.graphs import MERGED, PAIRED, PLAIN, Graph, Kind, Variant
+from toma_fx.diffusers.graphs import (
+    DENSE,
+    MERGED,
+    PAIRED,
+    PLAIN,
+    RESTING,
+    Graph,
+    Kind,
+)
 from toma_fx.diffusers.progress import Moment, Progress
 from toma_fx.diffusers.recipe import Recipe
 from toma_fx.errors import PipelineWarning
-from toma_fx.reuse import reset
+from toma_fx.reuse import NothingRemembered, reset
 
 # Denoisers whose pipelines run both halves of guidance as one batch, first the negative prompts.
 # Others call twice, or have guidance as an input; pairing their items would mix pictures.
@@ -50,6 +58,7 @@ class CompiledCall:
         self._arguments = Arguments(model)
         self._progress = Progress()
         self._pairs: tuple[torch.Size, bool] | None = None
+        self._latest: object = None  # the picture of the call before
         self._told = False
         # Also where the model goes without `remove`; not at the end of the process.
         weakref.finalize(self, _free, self.graphs).atexit = False
@@ -102,7 +111,11 @@ class CompiledCall:
         recipe = self._recipe_of(moment.pipeline)
         kind = self._kind(recipe, moment, latents, kwargs)
         call = self._arguments.for_dynamo(call, merges=kind != PLAIN)
-        return self._variant(recipe, kind, call, moment.step)(self._model, call)
+        self._latest = moment.picture
+        try:
+            return self._run(recipe, kind, call, moment.step)
+        except NothingRemembered:
+            return self._run(recipe, MERGED, call, moment.step)
 
     def _begin(self) -> None:
         reset(self._model)
@@ -118,10 +131,20 @@ class CompiledCall:
         start, end = recipe.merge_steps
         if moment.share is not None and not start <= moment.share < end:
             return PLAIN
-        if moment.share is None and not recipe.merges_always:
-            self._tell_unknown()
+        if moment.share is None and recipe.needs_steps:
+            self._tell_unknown(recipe.needs_steps)
+        if recipe.remembers:  # for each item by itself
+            return self._pace(recipe, moment)
         pairs = recipe.config.cfg_pairs is None and self._in_pairs(moment, latents, kwargs)
         return PAIRED if pairs else MERGED
+
+    def _pace(self, recipe: Recipe, moment: Moment) -> Kind:
+        """A step that should rest computes where another picture was in between."""
+        if moment.step is None:
+            return MERGED
+        if moment.step in recipe.dense_steps:
+            return DENSE
+        return RESTING if recipe.rests(moment.step) and moment.picture is self._latest else MERGED
 
     def _in_pairs(self, moment: Moment, latents: Any, kwargs: dict[str, Any]) -> bool:
         """Whether the batch of this call is two halves of guidance."""
@@ -145,23 +168,29 @@ class CompiledCall:
             self._pairs = latents.shape, torch.equal(*latents.chunk(2))
         return self._pairs[1]
 
-    def _variant(self, recipe: Recipe, kind: Kind, call: Call, step: int | None) -> Variant:
-        """What runs a call, and counts it: the plain graph behind the limit of another."""
+    def _run(self, recipe: Recipe, kind: Kind, call: Call, step: int | None) -> Any:
+        """Run a call, and count it: by the plain graph behind the limit of another.
+
+        Raises:
+            NothingRemembered: the graph computes nothing, and cannot serve this call.
+        """
         latents = self._arguments.latents(call)
         graph = self._graph(recipe, kind)
         variant = graph.variant(call, latents)
         tally = variant.tally if variant is not None else graph.refused
-        tally.count(step, latents)
         if variant is None:
             variant = self._graph(recipe, PLAIN).variant(call, latents)
             assert variant is not None  # one for all sizes
-        return variant
+        result = variant(self._model, call)
+        tally.count(step, latents)
+        return result
 
     def _graph(self, recipe: Recipe, kind: Kind) -> Graph:
-        for known, graph in self.graphs:
-            if known == recipe and graph.kind == kind:
+        mine = [graph for known, graph in self.graphs if known == recipe]
+        for graph in mine:
+            if graph.kind == kind:
                 return graph
-        self.graphs.append((recipe, Graph(kind, recipe)))
+        self.graphs.append((recipe, Graph(kind, recipe, mine[0].shared if mine else None)))
         return self.graphs[-1][1]
 
     def _free_unused(self) -> None:
@@ -171,12 +200,12 @@ class CompiledCall:
                 graph.free()
         self.graphs[:] = [entry for entry in self.graphs if entry[0] in used]
 
-    def _tell_unknown(self) -> None:
+    def _tell_unknown(self, option: str) -> None:
         if not self._told:
             self._told = True
             warnings.warn(
                 f"toma_fx: a pipeline that apply was not given calls this "
-                f"{type(self._model).__name__}, and merge_steps cannot follow it: every step is "
+                f"{type(self._model).__name__}, and {option} cannot follow it: every step is "
                 "merged. Give apply that pipeline as well",
                 PipelineWarning,
                 stacklevel=2,

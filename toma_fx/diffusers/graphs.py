@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from toma_fx.backend import compile_merged, tell_limit
+from toma_fx.backend import Paced, compile_merged, tell_limit
 from toma_fx.compiler import Compiler
 from toma_fx.config import TomaConfig
 from toma_fx.diffusers.arguments import Call, tensors
@@ -25,26 +25,35 @@ from toma_fx.diffusers.recipe import Recipe
 from toma_fx.dynamo import forget, handed_on, own_count, private_copy
 from toma_fx.errors import AutogradError, ConfigError, PlainModelWarning
 from toma_fx.limits import Limit, listen
+from toma_fx.passes.methods.pace import Computes, Pace
 from toma_fx.report import Report
+from toma_fx.reuse import PlanState
 
 Kind = str
-MERGED, PAIRED, PLAIN = KINDS = ("merged", "merged in pairs", "plain")
+MERGED, PAIRED, RESTING, DENSE, PLAIN = KINDS = (
+    *("merged", "merged in pairs", "resting", "dense", "plain"),
+)
+_COMPUTES = {MERGED: Computes.SHARE, RESTING: Computes.NONE, DENSE: Computes.ALL}
+Shared = dict[Hashable, list[PlanState]]
+"""What graphs of one denoiser remember, by the sizes of its inputs."""
 
 
 class Graph:
-    """One way to run a denoiser: merged, merged with guidance in pairs, or plain.
+    """One way to run a denoiser: merged, also with guidance in pairs, resting, dense, or plain.
 
     Args:
         kind: one of `KINDS`.
         recipe: how it is compiled.
+        shared: with the recipe's other graphs.
 
     Attributes:
         limit: of sizes, once it is met.
         refused: calls of further sizes, which run the plain graph.
     """
 
-    def __init__(self, kind: Kind, recipe: Recipe) -> None:
+    def __init__(self, kind: Kind, recipe: Recipe, shared: Shared | None = None) -> None:
         self.kind = kind
+        self.shared: Shared = {} if shared is None else shared
         self.limit: Limit | None = None
         self.refused = Tally()
         self._recipe = recipe
@@ -63,7 +72,7 @@ class Graph:
             if len(self._variants) >= self._recipe.limit:
                 self._refuse(latents)
                 return None
-            self._variants[key] = Variant(self.kind, self._recipe)
+            self._variants[key] = Variant(self.kind, self._recipe, self.shared.setdefault(key, []))
         return self._variants[key]
 
     def begin(self) -> None:
@@ -76,6 +85,7 @@ class Graph:
         for variant in self._variants.values():
             variant.free()
         self._variants.clear()
+        self.shared.clear()
 
     def _refuse(self, latents: Any) -> None:
         if self.limit is None:
@@ -120,7 +130,7 @@ class Variant:
         bypassed: whether the latest call ran none of the compiled code.
     """
 
-    def __init__(self, kind: Kind, recipe: Recipe) -> None:
+    def __init__(self, kind: Kind, recipe: Recipe, shared: list[PlanState]) -> None:
         self.recipe = recipe
         self.tally = Tally()
         self.reports: list[Report] = []
@@ -134,7 +144,10 @@ class Variant:
         if kind == PAIRED:
             config = _paired(recipe.config)
         # Dynamo keeps every backend that it was given: this one keeps nothing alive.
-        backend = functools.partial(_compile, weakref.ref(self), config, recipe.compiler)
+        paced = None
+        if recipe.remembers and kind != PLAIN:
+            paced = Paced(Pace(_COMPUTES[kind], recipe.rest_every is not None), shared)
+        backend = functools.partial(_compile, weakref.ref(self), config, recipe.compiler, paced)
         self._run = torch.compile(
             self._function, backend=backend, **recipe.how, **own_count(recipe.limit)
         )
@@ -196,6 +209,7 @@ def _compile(
     variant: weakref.ref[Variant],
     config: TomaConfig | None,
     compiler: Compiler,
+    paced: Paced | None,
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
 ) -> Callable[..., Any]:
@@ -205,7 +219,7 @@ def _compile(
         if config is None:
             compiled = compiler(gm, example_inputs)
         else:
-            compiled, report = compile_merged(gm, example_inputs, config, compiler)
+            compiled, report = compile_merged(gm, example_inputs, config, compiler, paced)
     except (ConfigError, AutogradError) as error:
         raise handed_on(error, inspect.currentframe()) from None
     found = variant()

@@ -47,8 +47,9 @@ def apply(pipeline_or_model: T, config: TomaConfig | None = None, **compile_opti
 
     Raises:
         PipelineError: there is no denoiser, or it is compiled already.
-        ConfigError: an option is unknown or out of range, or `merge_steps` is given without a
-            scheduler.
+        ConfigError: an option is unknown or out of range, one of `merge_steps`, `rest_every` and
+            `dense_steps` is given without a scheduler, or one of the last two for a method that
+            remembers nothing.
 
     Nothing is applied anywhere if anything is wrong.
     """
@@ -152,8 +153,10 @@ def _denoisers(target: object) -> dict[str, nn.Module]:
 
 def _check(target: object, recipe: Recipe) -> None:
     alone = isinstance(target, nn.Module)
-    if not recipe.merges_always and (alone or not hasattr(target, "scheduler")):
-        raise ConfigError("merge_steps needs a pipeline with a scheduler: apply it to the pipeline")
+    if recipe.needs_steps and (alone or not hasattr(target, "scheduler")):
+        raise ConfigError(
+            f"{recipe.needs_steps} needs a pipeline with a scheduler: apply it to the pipeline"
+        )
     for name, model in _denoisers(target).items():
         other = getattr(model, _SLOT, None) is not None and _compiled(model) is None
         if other or isinstance(model, torch._dynamo.OptimizedModule):

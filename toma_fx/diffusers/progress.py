@@ -28,12 +28,14 @@ class Moment:
         step: of the picture, from 0; None where nobody can tell.
         share: of the picture's steps, what lies behind the call, in [0, 1); None likewise.
         pipeline: the one that calls; None where it is not one that is followed.
+        picture: an object of its own for each; None where nobody can tell.
     """
 
     begins: bool = False
     step: int | None = None
     share: float | None = None
     pipeline: Any = None
+    picture: object = None
 
 
 class Progress:
@@ -133,7 +135,7 @@ class _Picture:
             self._timestep = _weak(timestep)
         steps = self._steps(schedule, pipeline)
         step = min(max(self._place(schedule, timestep) - self._start, 0), steps - 1)
-        return Moment(begins, step, step / steps, pipeline)
+        return Moment(begins, step, step / steps, pipeline, self)
 
     def _steps(self, schedule: Tensor, pipeline: object) -> int:
         """How many steps run, as far as the schedule or the pipeline tells."""

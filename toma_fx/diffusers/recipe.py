@@ -10,6 +10,7 @@ from toma_fx.compiler import Compiler, choose
 from toma_fx.config import TomaConfig, closest
 from toma_fx.diffusers.config import TokenMergingConfig
 from toma_fx.errors import ConfigError
+from toma_fx.passes.methods import METHODS
 
 _OPTIONS = ("fullgraph", "dynamic", "mode", "options", "recompile_limit")
 LIMIT = 64
@@ -26,6 +27,8 @@ class Recipe:
         how: arguments of `torch.compile`.
         limit: sizes that one graph may have, and graphs of one size.
         merge_steps: of the pipeline's steps; pipelines may differ in it.
+        rest_every: steps from one that rests to the next; None where none does.
+        dense_steps: the steps that compute all tokens and remember them.
     """
 
     config: TomaConfig
@@ -33,10 +36,27 @@ class Recipe:
     how: Mapping[str, Any]
     limit: int
     merge_steps: tuple[float, float] = field(compare=False)
+    rest_every: int | None = None
+    dense_steps: tuple[int, ...] = field(default=(), compare=False)
 
     @property
-    def merges_always(self) -> bool:
-        return self.merge_steps == (0.0, 1.0)
+    def needs_steps(self) -> str:
+        """An option that only whoever knows the step can follow; nothing where there is none."""
+        asked = {
+            "merge_steps": self.merge_steps != (0.0, 1.0),
+            "rest_every": self.rest_every is not None,
+            "dense_steps": bool(self.dense_steps),
+        }
+        return next((name for name, given in asked.items() if given), "")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether tokens have a memory, which graphs of several paces may share."""
+        return METHODS[self.config.method].remembers
+
+    def rests(self, step: int) -> bool:
+        """Whether a step should compute nothing, if there is something to predict from."""
+        return self.rest_every is not None and step % self.rest_every == self.rest_every - 1
 
 
 def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
@@ -62,13 +82,34 @@ def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"options must be a dictionary, not {options!r}")
     fields = {name: getattr(config, name) for name in TomaConfig.field_names()}
     merging, compiler = choose(given.get("mode"), {**fields, **options})
+    hosted = config if isinstance(config, TokenMergingConfig) else TokenMergingConfig()
+    _refuse_without_memory(merging, hosted)
     return Recipe(
         merging,
         compiler,
         {name: given[name] for name in ("fullgraph", "dynamic") if given.get(name) is not None},
         _limit(given.get("recompile_limit", LIMIT)),
-        config.merge_steps if isinstance(config, TokenMergingConfig) else (0.0, 1.0),
+        hosted.merge_steps,
+        hosted.rest_every,
+        hosted.dense_steps,
     )
+
+
+def _refuse_without_memory(merging: TomaConfig, hosted: TokenMergingConfig) -> None:
+    """A step can only rest, or prepare the next one, where something is remembered."""
+    asked = {"rest_every": hosted.rest_every is not None, "dense_steps": bool(hosted.dense_steps)}
+    for name, given in asked.items():
+        if given and not METHODS[merging.method].remembers:
+            known = ", ".join(f'"{key}"' for key, method in METHODS.items() if method.remembers)
+            raise ConfigError(
+                f'{name} needs a method that remembers ({known}), and method="{merging.method}" '
+                "does not: leave it out, or see merge_steps for steps at full length"
+            )
+        if given and merging.autotune:
+            raise ConfigError(
+                f"{name} needs graphs that agree in their regions, and autotune measures each: "
+                "leave one of them out"
+            )
 
 
 def _limit(value: object) -> int:

@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from toma_fx.diffusers.denoiser import CompiledCall
-from toma_fx.diffusers.graphs import NOT_RUN, PLAIN, Graph, Tally, Variant, size_text
+from toma_fx.diffusers.graphs import (
+    DENSE,
+    NOT_RUN,
+    PLAIN,
+    RESTING,
+    Graph,
+    Tally,
+    Variant,
+    size_text,
+)
 from toma_fx.diffusers.recipe import Recipe
 from toma_fx.report import Report
 
@@ -22,9 +31,9 @@ class GraphStatus:
 
     Attributes:
         denoiser: the pipeline's name for it, `unet` or `transformer`; `model` for a model alone.
-        graph: `merged`, `merged in pairs` (both halves of guidance share one selection) or
-            `plain`.
-        state: what runs: `merged`, `plain`, or `not compiled yet`.
+        graph: `merged`, `merged in pairs` (both halves of guidance share one selection),
+            `resting` (regions are predicted), `dense` (all is computed, and remembered) or `plain`.
+        state: what runs: `merged`, `resting`, `dense`, `plain`, or `not compiled yet`.
         reason: why the plain model runs; empty where it does not.
         sizes: of the latents, `[B, C, H, W]` or `[B, N, C]`.
         steps: of the latest picture that ran here; of calls so far, where pictures cannot be told
@@ -101,7 +110,7 @@ def _fate(variant: Variant, graph: Graph, recipe: Recipe) -> tuple[str, str]:
     if not variant.reports:
         return "not compiled yet", ""
     if any(report.merged for report in variant.reports):
-        return "merged", ""
+        return graph.kind if graph.kind in (RESTING, DENSE) else "merged", ""
     return "plain", _why_nothing(variant.reports[-1])
 
 
