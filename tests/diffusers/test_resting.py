@@ -143,6 +143,7 @@ class Told(Fold):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(1)
         self.words = nn.Linear(8, 16)
 
     def forward(self, sample: Tensor, timestep: Any, prompt: Tensor) -> Tensor:  # type: ignore[override]

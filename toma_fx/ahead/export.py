@@ -96,7 +96,8 @@ def _trace(
     leaves = describe_call(signature, *call)
     plain = exported(model, *call, dynamic_shapes)
     program = transform(plain, config)
-    report, keeps_plans = last_report(), METHODS[config.method].stateful
+    report, method = last_report(), METHODS[config.method]
+    keeps_plans = method.stateful and not method.remembers
     entry = Entry(
         name=name,
         call=leaves,
