@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tests.eager_refresh import remembered_by_hand
+from tests.models import flux_inputs
 from tests.remembering import (
     STEPS,
     Subject,
@@ -18,8 +20,10 @@ from tests.remembering import (
     flux_subject,
     pictures,
     sdxl_subject,
+    small_flux,
     worst,
 )
+from tests.test_compatibility import lora
 
 ALL = list(pictures())
 
@@ -120,3 +124,35 @@ def test_what_is_not_a_number_does_not_outlive_its_picture() -> None:
     found = [run(**one.call(step, 6)) for step in range(4)]
     expected = [other(**one.call(step, 6)) for step in range(4)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class EightBits(nn.Module):
+    """A linear whose weights are whole numbers, each row with a scale."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight.to(hidden.dtype) * self.scale, self.bias)
+
+
+def in_eight_bits(model: nn.Module) -> None:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and "transformer_blocks" in path:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, EightBits(module))
+
+
+@pytest.mark.parametrize("change", [lora, in_eight_bits])
+def test_adapters_and_quantised_linears_remember(change: Callable[[nn.Module], Any]) -> None:
+    model: Any = small_flux(num_single_layers=1)
+    change(model)
+    one = Subject(model, flux_inputs(model, 6, 5, text=5), "hidden_states", (6, 5))
+    run, calls = one.rewritten(), ALL[:4]
+    assert run.report.remarks == [BLOCKS.format(2)]
+    found = [run(**one.call(step, picture)) for picture, step in calls]
+    assert worst(found, by_hand(one, one.by_hand(keys="all", scope="block"), calls)) < 1e-4
