@@ -5,8 +5,9 @@
 
 Profiles whole cycles of ten steps, selections and weighings among them, the contestants in turns;
 medians of the steps of a kind. On a CPU these are times of the host; on CUDA those of kernels on
-the device, and `launch gaps` is what is left of the timed step. Writes JSON, a Markdown table and a
-plot.
+the device, and `launch gaps` is what is left of the timed step. What merging and memory launch on
+a GPU, and the bytes that they move, is counted in the code that Inductor generates for one, which
+needs triton and no GPU. Writes JSON, a Markdown table and a plot.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.generated import counted
 from benchmarks.machine import describe, in_words
 from benchmarks.race.contestants import CONTESTANTS, REFERENCE
 from benchmarks.race.group import settle_compilers
@@ -35,6 +37,8 @@ from benchmarks.race.parts import BACKEND, GAPS, parts_of
 from benchmarks.race.plots import wrapped
 from benchmarks.race.start import Entry, Setting, SkipError, setting_of, start
 from benchmarks.speed import RESULTS, slug
+
+DEFAULT = ["toma", "toma, scope block", "refresh"]
 
 
 def entries(setting: Setting, names: list[str], ratio: float) -> dict[str, Entry]:
@@ -89,7 +93,15 @@ def markdown(found: dict[str, Any]) -> str:
             lines.append(f"| {part} | " + " | ".join(cells) + " |")
         timed = [f"{row['seconds'] * 1e3:.1f} ms" for row in result["rows"]]
         lines += ["| timed step | " + " | ".join(timed) + " |", ""]
+    if launches := found.get("launches"):
+        lines += ["# What a step launches", "", *counted.NOTES, "", *counted.tables(launches)]
     return "\n".join(lines)
+
+
+def write(found: dict[str, Any], stem: Path) -> None:
+    """The results as JSON and as Markdown."""
+    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(markdown(found))
 
 
 def _cell(row: dict[str, Any], part: str) -> str:
@@ -122,10 +134,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(TITLES), metavar="MODEL")
     parser.add_argument("--size", type=int, help="pixels, one side")
     parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--contestants", nargs="+", default=["toma", "toma, scope block"])
+    parser.add_argument("--contestants", nargs="+", default=DEFAULT)
     parser.add_argument(
         "--cycles", type=int, default=2, help="cycles of ten steps, profiled and timed"
     )
+    parser.add_argument("--no-launches", action="store_true", help="count no launches")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     device = torch.device(given.on or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -135,14 +148,16 @@ def main() -> None:
     stem = given.out / f"parts_{slug(device)}"
     given.out.mkdir(parents=True, exist_ok=True)
     settle_compilers(device)
-    results: list[dict[str, Any]] = []
+    found: dict[str, Any] = {**describe(), "results": []}
     for model in models:
-        results.append(measure(model, size, given.contestants, given.ratio, device, given.cycles))
-        # After each model: an interruption loses only what was running.
-        found = {**describe(), "results": results}
-        stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        stem.with_suffix(".md").write_text(markdown(found))
-        plot(results, stem.with_suffix(".png"))
+        one = measure(model, size, given.contestants, given.ratio, device, given.cycles)
+        found["results"].append(one)
+        write(found, stem)  # after each model: an interruption loses only what was running
+        plot(found["results"], stem.with_suffix(".png"))
+    if not given.no_launches:
+        names = [REFERENCE, *given.contestants]
+        found["launches"] = list(counted.measure(list(counted.MODELS), names, given.ratio))
+        write(found, stem)
     Console(soft_wrap=True).print(markdown(found), highlight=False)
 
 
