@@ -12,6 +12,7 @@ from benchmarks.quality.contestant import Cache, Contestant
 from benchmarks.quality.forms import config_of, form, hosted
 from benchmarks.quality.painters import EmojiPainter
 from tests.benchmarks.generators import CAPTIONS
+from toma_fx.diffusers import status
 
 STEPS = 4
 MERGE = {"ratio": 0.5, "min_tokens": 16, "window": 4, "regions": "all"}
@@ -64,6 +65,19 @@ def test_what_needs_the_step_runs_behind_the_door(painter: EmojiPainter) -> None
         found = paint(painter, watched)
         assert torch.equal(paint(painter, model), found)  # generations are told apart
     assert [float(change) < 1e-5 for change in seen] == [True, True, False, False]
+
+
+def test_steps_rest_behind_the_door(painter: EmojiPainter) -> None:
+    """The first step is the plain one; the others are not, and a generation begins anew."""
+    options = {"method": "refresh", "min_tokens": 16, "regions": "all"}
+    one = Contestant("rests", "x", {**options, "rest_every": 2, "dense_steps": (0,)})
+    graphs: list[str] = []
+    with form(painter, one, STEPS, "eager") as model:
+        found = paint(painter, model)
+        assert torch.equal(paint(painter, model), found)
+        graphs += [row.graph for row in status(model).graphs for _ in range(row.steps)]
+    assert sorted(graphs) == ["dense", "merged", "resting", "resting"]
+    assert not torch.allclose(found, paint(painter, None), atol=1e-3)
 
 
 @pytest.mark.parametrize(
