@@ -78,8 +78,7 @@ def run_passes(
         report.notes += [LIFTED] if lift_marks(example_inputs) else []
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
-        method = METHODS[config.method]
-        regions = clock.time("find", lambda: find(analysis, config.grid, method, config.keys))
+        regions = clock.time("find", lambda: _find(analysis, config))
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen))
@@ -113,6 +112,17 @@ def run_passes(
     counters["toma_fx"]["graphs_rewritten"] += result is not gm
     record(report, normal, result if result is not gm else None)
     return RewriteResult(result, report, told_apart)
+
+
+def _find(analysis: Analysis, config: TomaConfig) -> list[Region]:
+    return find(
+        analysis,
+        config.grid,
+        METHODS[config.method],
+        config.keys,
+        grid_start=config.grid_start,
+        references=config.references,
+    )
 
 
 @dataclass

@@ -158,3 +158,47 @@ def test_the_curve_fills_each_aligned_square_in_one_run(bits: int) -> None:
     found = order_from_positions(positions((16, 16)), 1, "hilbert", curve_table())
     side = 2**bits
     assert windows(found, side**2) == windows(tile_order((16, 16), side), side**2)
+
+
+VOLUMES = st.tuples(*(st.integers(1, 9) for _ in range(3)))
+
+
+@PROPERTY
+@given(VOLUMES)
+def test_a_curve_through_frames_steps_to_neighbours(grid: tuple[int, int, int]) -> None:
+    order = hilbert_order(grid, frames=True)
+    assert is_permutation(order, math.prod(grid))
+    if min(grid) > 1:
+        frame, y, x = order // (grid[1] * grid[2]), order // grid[2] % grid[1], order % grid[2]
+        jumps = torch.stack([side.diff().abs() for side in (frame, y, x)])
+        assert int(jumps.max()) <= 1
+
+
+@PROPERTY
+@given(VOLUMES, st.integers(1, 3))
+def test_volume_windows_are_compact(grid: tuple[int, int, int], side: int) -> None:
+    """A run of `side³` tokens spans little more than a cube of that volume."""
+    order = hilbert_order(grid, frames=True)
+    for run in order.split(side**3):
+        places = (run // (grid[1] * grid[2]), run // grid[2] % grid[1], run % grid[2])
+        if min(grid) > 1:
+            assert all(int(p.max() - p.min()) < 4 * side for p in places)
+
+
+@PROPERTY
+@given(st.tuples(*(st.integers(1, 3) for _ in range(3))), st.tuples(*(st.integers(1, 3),) * 3))
+def test_tiles_of_several_frames(tiles: tuple[int, ...], window: tuple[int, int, int]) -> None:
+    grid = tuple(n * side for n, side in zip(tiles, window, strict=True))
+    order = tile_order(grid, window)
+    assert divides(grid, window)
+    assert tile_sides(grid, window) == window
+    assert is_permutation(order, math.prod(grid))
+    for run in order.split(math.prod(window)):
+        places = (run // (grid[1] * grid[2]), run // grid[2] % grid[1], run % grid[2])
+        for place, side in zip(places, window, strict=True):
+            assert int(place.max() - place.min()) == side - 1
+            assert int(place.min()) % side == 0
+
+
+def test_one_frame_a_window_is_the_square_window() -> None:
+    assert torch.equal(tile_order((3, 4, 8), (1, 4, 4)), tile_order((3, 4, 8), 4))

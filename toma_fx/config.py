@@ -22,6 +22,7 @@ SCOPES = ("auto", "region", "block", "span")
 KEYS = ("auto", "computed", "all")
 UNMERGES = ("transpose", "pinv")
 GUARDS = ("timestep", "conditioning", "turns")
+REFERENCES = ("keep", "merge")
 METHODS = ("toma", "tomesd", "tofu", "todo", "refresh")
 TODO_RATIOS = {1 - 1 / cell: f"1 - 1/{cell}" for cell in (2, 4, 9, 16)}
 
@@ -33,8 +34,10 @@ class TomaConfig:
     Args:
         ratio: share of tokens removed in every window, in [0, 1). A larger value is faster and
             costs detail; 0 leaves the model as it is.
-        window: side of a window in tokens; a window holds `window²` tokens. A larger value finds
-            better destinations and costs planning time (the square of the tokens a window).
+        window: side of a window in tokens; a window holds `window²` tokens of one frame. Or
+            `(frames, height, width)`: windows of a video that hold tokens of several frames. A
+            larger value finds better destinations and costs planning time (the square of the
+            tokens a window).
         order: which tokens share a window. `"tile"`: squares of the grid (a Hilbert curve where
             the grid does not divide); `"hilbert"`: runs of a Hilbert curve; `"stripe"`: runs of
             consecutive tokens, needs no grid; `"global"`: one window, whose planning grows with
@@ -78,7 +81,13 @@ class TomaConfig:
         min_tokens: streams with fewer tokens stay at full length; below some size the launches
             cost more than the tokens.
         grid: `(height, width)` or `(frames, height, width)` in tokens, where the graph does not
-            show it; `"square"` allows guessing a square; `None` refuses to guess.
+            show it; `"square"` allows guessing a square; `None` refuses to guess. Of a packed
+            stream with more tokens it is the part that is merged.
+        grid_start: the first token of that part: text, or the picture that is edited, may be
+            packed in front of it.
+        references: what becomes of pictures that are edited, where the graph or `grid` tells them
+            from the one that is drawn. `"keep"` leaves them at full length, as text; `"merge"`
+            merges them as well, in windows of their own, which is faster and costs likeness.
         cfg_pairs: True if the batch is two halves of one guidance batch, which then share one
             selection (their gains are added); None or False selects for every item alone.
         timestep_input: name of the model's timestep argument, where the graph does not show it.
@@ -124,7 +133,7 @@ class TomaConfig:
     """
 
     ratio: float = 0.5
-    window: int = 8
+    window: int | tuple[int, int, int] = 8
     order: str = "tile"
     temperature: float = 1e-3
     unmerge: str = "transpose"
@@ -139,6 +148,8 @@ class TomaConfig:
     skip_blocks: int = 0
     min_tokens: int = 256
     grid: tuple[int, ...] | str | None = None
+    grid_start: int = 0
+    references: str = "keep"
     cfg_pairs: bool | None = None
     timestep_input: str | None = None
     guard: tuple[str, ...] = ("timestep", "conditioning")
@@ -166,9 +177,12 @@ class TomaConfig:
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         _number("ratio", self.ratio, low=0.0, high=1.0)
         _number("temperature", self.temperature, low=0.0, open_low=True)
-        for name in ("window", "select_every", "weigh_every", "min_tokens", "span", "slots"):
+        object.__setattr__(self, "window", _window(self.window))
+        for name in ("select_every", "weigh_every", "min_tokens", "span", "slots"):
             _count(name, getattr(self, name))
         _count("skip_blocks", self.skip_blocks, least=0)
+        _count("grid_start", self.grid_start, least=0)
+        _choice("references", self.references, REFERENCES)
         _choice("method", self.method, METHODS)
         _ratio_of(self.method, self.ratio)
         _choice("order", self.order, ORDERS)
@@ -320,6 +334,21 @@ def _guard(value: object) -> tuple[str, ...]:
     if "timestep" not in names:
         raise ConfigError('guard must contain "timestep": without it no plan could be reused')
     return names
+
+
+def _window(value: object) -> int | tuple[int, int, int]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        _count("window", value)
+        assert isinstance(value, int)
+        return value
+    sides = tuple(value)
+    if len(sides) != 3:
+        raise ConfigError(
+            f"window must be a side, or (frames, height, width), not {len(sides)} sides"
+        )
+    for side in sides:
+        _count("every side of window", side)
+    return sides
 
 
 def _grid(value: object) -> tuple[int, ...] | str | None:

@@ -6,6 +6,7 @@ merging works on `hidden[:, order]`, unmerging ends with the inverse permutation
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -14,49 +15,67 @@ from torch import Tensor
 
 _CURVE_BITS = 18  # grids up to 262,144 tokens a side, read three bits at a time
 
+Vector = tuple[int, ...]
+Window = int | tuple[int, int, int]
+"""Side of a square window, or frames, height and width of one that holds several frames."""
 
-def tile_sides(grid: Sequence[int], window: int) -> tuple[int, int]:
-    """Height and width of a tile, clamped to the last two sides of the grid."""
-    return min(window, grid[-2]), min(window, grid[-1])
+
+def tile_sides(grid: Sequence[int], window: Window) -> tuple[int, ...]:
+    """Height and width of a tile, or frames, height and width, clamped to the grid's sides."""
+    if isinstance(window, int):
+        return min(window, grid[-2]), min(window, grid[-1])
+    sides = (*(1,) * (3 - len(grid)), *grid)
+    return tuple(min(side, size) for side, size in zip(window, sides, strict=True))
 
 
-def divides(grid: Sequence[int], window: int) -> bool:
+def divides(grid: Sequence[int], window: Window) -> bool:
     """Whether tiles cover the grid exactly."""
-    height, width = tile_sides(grid, window)
-    return grid[-2] % height == 0 and grid[-1] % width == 0
+    sides = tile_sides(grid, window)
+    return all(size % side == 0 for size, side in zip(grid[::-1], sides[::-1], strict=False))
 
 
-def tile_order(grid: Sequence[int], window: int) -> Tensor:
+def tile_order(grid: Sequence[int], window: Window) -> Tensor:
     """`[N]` int64: the tokens of a raster-ordered grid, tile by tile.
 
     Args:
-        grid: `(height, width)` or `(frames, height, width)`; tiles divide the last two sides.
-        window: side of a tile.
+        grid: `(height, width)` or `(frames, height, width)`; tiles divide its sides.
+        window: side of a tile in one frame, or frames, height and width.
     """
-    height, width = tile_sides(grid, window)
+    *frames, height, width = tile_sides(grid, window)
+    deep = frames[0] if frames else 1
     index = torch.arange(math.prod(grid)).view(
-        -1, grid[-2] // height, height, grid[-1] // width, width
+        -1, deep, grid[-2] // height, height, grid[-1] // width, width
     )
-    return index.permute(0, 1, 3, 2, 4).reshape(-1)
+    return index.permute(0, 2, 4, 1, 3, 5).reshape(-1)
 
 
-def hilbert_order(grid: Sequence[int]) -> Tensor:
+def hilbert_order(grid: Sequence[int], *, frames: bool = False) -> Tensor:
     """`[N]` int64: the tokens of a raster-ordered grid along a generalised Hilbert curve.
 
-    Works for any two sides; frames of a three-dimensional grid follow one another.
+    Works for any sides. Frames of a three-dimensional grid follow one another; with `frames` the
+    curve runs through them as well, so that a run of tokens is compact in time too.
     """
+    if frames and len(grid) == 3 and min(grid) > 1:
+        return torch.tensor(_hilbert_volume(tuple(grid)))
     height, width = grid[-2:]
     longer_across = width >= height
     across = (width, 0) if longer_across else (0, height)
     down = (0, height) if longer_across else (width, 0)
     frame = torch.tensor([y * width + x for x, y in _curve((0, 0), across, down)])
-    frames = torch.arange(math.prod(grid[:-2])) * (height * width)
-    return (frames.unsqueeze(1) + frame).reshape(-1)
+    starts = torch.arange(math.prod(grid[:-2])) * (height * width)
+    return (starts.unsqueeze(1) + frame).reshape(-1)
 
 
-def _curve(
-    at: tuple[int, int], major: tuple[int, int], minor: tuple[int, int]
-) -> Iterator[tuple[int, int]]:
+@functools.lru_cache(maxsize=8)
+def _hilbert_volume(grid: tuple[int, ...]) -> list[int]:
+    """The tokens of `(frames, height, width)` along a curve that begins along the longest side."""
+    spans = [tuple(size * (axis == at) for axis in range(3)) for at, size in enumerate(grid)]
+    first, second, third = sorted(spans, key=sum, reverse=True)
+    cells = _volume((0, 0, 0), first, second, third)
+    return [(t * grid[1] + y) * grid[2] + x for t, y, x in cells]
+
+
+def _curve(at: Vector, major: Vector, minor: Vector) -> Iterator[Vector]:
     """Cells of the rectangle spanned from `at`, entering at `at`, leaving at the end of `major`.
 
     A rectangle far longer than high is halved along its length. Otherwise it becomes a step up
@@ -83,19 +102,66 @@ def _curve(
     yield from _curve(corner, _scale(up, -half_height), _scale(along, half_length - length))
 
 
-def _unit(span: tuple[int, int]) -> tuple[int, int]:
-    return (span[0] > 0) - (span[0] < 0), (span[1] > 0) - (span[1] < 0)
+def _volume(at: Vector, major: Vector, minor: Vector, third: Vector) -> Iterator[Vector]:
+    """Cells of the cuboid spanned from `at`, entering at `at`, leaving at the end of `major`.
+
+    As in the plane: far longer than high and deep, it is halved along its length; where one of
+    the other sides is short, it is a step up, a run and a step down in the plane of the two
+    longer ones; else five parts, that go round all eight corners.
+    """
+    length, height, depth = (abs(sum(span)) for span in (major, minor, third))
+    along, up, deep = _unit(major), _unit(minor), _unit(third)
+    if (height == 1) + (depth == 1) + (length == 1) >= 2:
+        steps = max(length, height, depth)
+        way = along if length == steps else up if height == steps else deep
+        yield from (_move(at, way, step) for step in range(steps))
+        return
+    a, b, c = (_half(size) for size in (length, height, depth))
+    ahead, above, behind = _scale(along, a), _scale(up, b), _scale(deep, c)
+    rest = _scale(along, length - a)
+    if 2 * length > 3 * height and 2 * length > 3 * depth:
+        yield from _volume(at, ahead, minor, third)
+        yield from _volume(_move(at, along, a), rest, minor, third)
+    elif 3 * height > 4 * depth:
+        yield from _volume(at, above, third, ahead)
+        yield from _volume(_move(at, up, b), major, _scale(up, height - b), third)
+        corner = _move(_move(at, along, length - 1), up, b - 1)
+        yield from _volume(corner, _scale(above, -1), third, _scale(rest, -1))
+    elif 3 * depth > 4 * height:
+        yield from _volume(at, behind, ahead, minor)
+        yield from _volume(_move(at, deep, c), major, minor, _scale(deep, depth - c))
+        corner = _move(_move(at, along, length - 1), deep, c - 1)
+        yield from _volume(corner, _scale(behind, -1), _scale(rest, -1), minor)
+    else:
+        over = _scale(up, height - b)
+        yield from _volume(at, above, behind, ahead)
+        yield from _volume(_move(at, up, b), third, ahead, over)
+        corner = _move(_move(at, up, b - 1), deep, depth - 1)
+        yield from _volume(corner, major, _scale(above, -1), _scale(deep, c - depth))
+        corner = _move(_move(_move(at, along, length - 1), up, b), deep, depth - 1)
+        yield from _volume(corner, _scale(third, -1), _scale(rest, -1), over)
+        corner = _move(_move(at, along, length - 1), up, b - 1)
+        yield from _volume(corner, _scale(above, -1), behind, _scale(rest, -1))
 
 
-def _scale(unit: tuple[int, int], factor: int) -> tuple[int, int]:
-    return unit[0] * factor, unit[1] * factor
+def _half(size: int) -> int:
+    """About half; even where that leaves both parts something, so that their ends are adjacent."""
+    return size // 2 + (size // 2 % 2 and size > 2)
 
 
-def _move(at: tuple[int, int], unit: tuple[int, int], steps: int) -> tuple[int, int]:
-    return at[0] + unit[0] * steps, at[1] + unit[1] * steps
+def _unit(span: Vector) -> Vector:
+    return tuple((part > 0) - (part < 0) for part in span)
 
 
-def order_from_positions(positions: Tensor, window: int, order: str, curve: Tensor) -> Tensor:
+def _scale(span: Vector, factor: int) -> Vector:
+    return tuple(part * factor for part in span)
+
+
+def _move(at: Vector, unit: Vector, steps: int) -> Vector:
+    return tuple(place + step * steps for place, step in zip(at, unit, strict=True))
+
+
+def order_from_positions(positions: Tensor, window: Window, order: str, curve: Tensor) -> Tensor:
     """`[N]` int64 order of tokens whose grid is data (`img_ids`), computed on their device.
 
     Sorting keys need neither the grid's sides nor a device-to-host copy. With a window that is a
@@ -105,11 +171,13 @@ def order_from_positions(positions: Tensor, window: int, order: str, curve: Tens
     Args:
         positions: `[N, k]` coordinates, `2 ≤ k ≤ 4`, whole numbers in any dtype. Two
             columns are `(y, x)`; with more, columns 1 and 2 are, and the others vary slowest.
-        window: side of a tile.
+        window: side of a tile; or frames, height and width, and then column 0 counts frames.
         order: `"tile"`, `"hilbert"`, or `"cell"`: tiles that keep the given sequence inside.
         curve: `curve_table()` on the same device.
     """
     cells = (positions - positions.amin(0, keepdim=True)).round().long()
+    if not isinstance(window, int):
+        return _volumes_from_positions(cells, window)
     first = 0 if cells.shape[1] == 2 else 1
     y, x = cells[:, first], cells[:, first + 1]
     if order == "hilbert" or (order == "tile" and window & (window - 1) == 0):
@@ -121,6 +189,45 @@ def order_from_positions(positions: Tensor, window: int, order: str, curve: Tens
         if column not in (first, first + 1):
             slowest = (slowest << 13) + cells[:, column].clamp(max=(1 << 13) - 1)
     return torch.argsort((slowest << 2 * _CURVE_BITS) + keys, stable=True)
+
+
+def _volumes_from_positions(cells: Tensor, window: tuple[int, int, int]) -> Tensor:
+    """Sorted by the tile that a token lies in; the given sequence is kept within it."""
+    frame = cells[:, :1] if cells.shape[1] > 2 else torch.zeros_like(cells[:, :1])
+    first = 0 if cells.shape[1] == 2 else 1
+    places = torch.cat((frame, cells[:, first : first + 2]), 1)
+    keys = torch.zeros_like(places[:, 0])
+    for column in range(first + 2, cells.shape[1]):
+        keys = (keys << 13) + cells[:, column].clamp(max=(1 << 13) - 1)
+    for axis, side in enumerate(window):
+        keys = (keys << 13) + (places[:, axis] // side).clamp(max=(1 << 13) - 1)
+    return torch.argsort(keys, stable=True)
+
+
+def coordinate_rows(
+    coordinates: Tensor, axis: int, columns: int, start: int, length: int
+) -> Tensor:
+    """`[N, k]` for `order_from_positions`, from however a model is given its tokens' places.
+
+    Args:
+        coordinates: tokens along `axis`, coordinates along `columns`, the first of every other
+            axis (batch items, ends of intervals) taken for all. Where coordinates come before
+            tokens, they may be in any unit: each is replaced by its rank among those of its kind.
+        start: the stream's first token.
+        length: of the stream.
+    """
+    rows = coordinates.movedim((axis, columns), (0, 1)).narrow(0, start, length)
+    while rows.dim() > 2:
+        rows = rows.select(2, 0)
+    return rows if axis < columns else _ranks(rows)
+
+
+def _ranks(rows: Tensor) -> Tensor:
+    """`[N, k]` int64: how many smaller values a value has in its column."""
+    values, places = rows.sort(0)
+    steps = torch.zeros_like(places)
+    steps[1:] = values[1:] != values[:-1]
+    return torch.zeros_like(places).scatter(0, places, steps.cumsum(0))
 
 
 def curve_table() -> Tensor:

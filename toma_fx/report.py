@@ -158,7 +158,7 @@ class Report:
         """Regions of one kind, size and fate, in the order of their first."""
         found: dict[tuple[Any, ...], list[RegionReport]] = {}
         for r in self.regions:
-            key = (r.kind, r.tokens, r.merged_tokens, r.channels, r.status, _general(r.reason))
+            key = (r.kind, r.tokens, r.merged_tokens, r.channels, r.status, general(r.reason))
             found.setdefault(key, []).append(r)
         return list(found.values())
 
@@ -204,6 +204,6 @@ def _change(before: str, after: str) -> str:
     return before if before == after else f"{before} → {after}"
 
 
-def _general(reason: str) -> str:
+def general(reason: str) -> str:
     """A reason without the node where it was found, which differs between regions of one class."""
     return re.sub(r" \([^()]*\)$", "", reason)

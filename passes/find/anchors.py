@@ -18,7 +18,13 @@ from toma_fx.passes.graph.attentions import is_attention, token_axis
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import LINEARS, aten, common_module, shape
 
-_NORMS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default)
+# The last is what a norm is written with where it is written by hand.
+_NORMS = (
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+    aten.group_norm.default,
+    aten.rsqrt.default,
+)
 _CASTS = (aten.to.dtype, aten._to_copy.default, aten.contiguous.default, aten.clone.default)
 
 

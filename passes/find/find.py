@@ -12,31 +12,31 @@ Precondition: `normalize` has run.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.find.anchors import find_entries
+from toma_fx.passes.find.anchors import Entry, find_entries
+from toma_fx.passes.find.geometry import read_geometry
 from toma_fx.passes.find.keys import key_and_value_nodes, key_and_value_readers
 from toma_fx.passes.find.method import WHOLE, Method
-from toma_fx.passes.find.region import Positions, Region
+from toma_fx.passes.find.pictures import Grid, Pictures
+from toma_fx.passes.find.region import Region
 from toma_fx.passes.graph.attentions import is_attention
-from toma_fx.passes.graph.nodes import common_module, is_tensor, op_name, shape
+from toma_fx.passes.graph.nodes import LINEARS, common_module, is_tensor, op_name, shape
 from toma_fx.passes.layouts.analysis import Analysis
-from toma_fx.passes.layouts.layout import AtDestinations, Segment, TokenLayout, tables
+from toma_fx.passes.layouts.layout import Segment
 from toma_fx.passes.layouts.propagate import Propagation
-from toma_fx.passes.layouts.streams import Stream, Streams
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from toma_fx.passes.layouts.streams import Stream
 
 
 def find(
     analysis: Analysis,
-    grid: tuple[int, ...] | str | None = None,
+    grid: Grid = None,
     method: Method = WHOLE,
     keys: str = "auto",
+    *,
+    grid_start: int = 0,
+    references: str = "keep",
 ) -> list[Region]:
     """All attention and MLP regions of a normalised graph, in graph order.
 
@@ -46,73 +46,41 @@ def find(
             own), the one of this size is the picture.
         method: which readers of an entry see merged tokens.
         keys: `TomaConfig.keys`: whose keys and values attention sees.
+        grid_start: `TomaConfig.grid_start`.
+        references: `TomaConfig.references`.
     """
     streams, position = analysis.streams, analysis.position
     entries = find_entries(analysis.graph, analysis.inputs)
-    pictures = _Pictures([streams.of(entry.node, 1) for entry in entries], streams, grid)
-    regions = []
-    for entry in entries:
-        region = Region(entry.kind, entry.node, entry.seeds, entry.anchors, entry.module_path)
-        regions.append(region)
-        try:
-            pictures.locate(region, streams.of(entry.node, 1))
-            if region.layout is not None:
-                _prove(region, analysis, method)
-                if region.steps and _sees_all(region, method, keys):
-                    _keep_keys(region, analysis, method)
-        except CannotRewrite as refusal:
-            region.drop("refused", str(refusal))
+    candidates = [streams.of(entry.node, 1) for entry in entries]
+    pictures = Pictures(candidates, streams, grid, grid_start, references == "keep")
+    regions = _located(entries, pictures, analysis, method, keys)
+    cuts = pictures.learn(regions)
+    if cuts is not None:
+        analysis.cut(cuts)
+        regions = _located(entries, pictures, analysis, method, keys)
     regions += _unreached(analysis.graph, regions)
     regions = sorted(_without_text_twins(regions), key=lambda region: position[region.entry])
     _refuse_overlaps(regions)
     return _without_inner(regions)
 
 
-class _Pictures:
-    """Tells the picture's tokens, which are merged, from text.
-
-    A picture is a stream that folds two or three sides and unfolds them again or reaches the
-    output, else the one whose token axis reaches the output. Where several do, `grid` names it
-    by its size.
-    """
-
-    def __init__(
-        self, candidates: list[Stream], streams: Streams, grid: tuple[int, ...] | str | None
-    ) -> None:
-        origins = {origin.key: origin for stream in candidates for origin in stream}
-        pictures = streams.unfolded | streams.reaching
-        folded = {key for key, origin in origins.items() if origin.grid and key in pictures}
-        reaching = {key: origins[key] for key in origins if key in streams.reaching}
-        self._keys = folded or set(reaching)
-        self._rivals: list[int] = []
-        if not folded and len(reaching) > 1:
-            if isinstance(grid, tuple):
-                size = math.prod(grid)
-                self._keys = {key for key, origin in reaching.items() if origin.length == size}
-            if not isinstance(grid, tuple) or len(self._keys) > 1:
-                self._rivals = sorted(origin.length for origin in reaching.values())
-
-    def locate(self, region: Region, stream: Stream) -> None:
-        """Set the region's layout and origin, or say why none of its tokens is merged."""
-        value = region.entry.meta["val"]
-        if value.dtype not in FLOATS:
-            raise CannotRewrite(f"activations are {value.dtype}, not floating point", region.entry)
-        if value.shape[1] == 1:
-            region.drop("skipped", "a single token: there is nothing to merge")
-            return
-        latent = [origin for origin in stream if origin.key in self._keys]
-        if not latent:
-            region.drop("skipped", "text stream: its tokens are never merged")
-            return
-        region.origin = max(latent, key=lambda origin: origin.length)
-        if self._rivals:
-            sizes = " and ".join(map(str, self._rivals))
-            raise CannotRewrite(
-                f"streams of {sizes} tokens reach the output: "
-                "name the picture with TomaConfig(grid=(height, width))"
-            )
-        segments = tuple(Segment(origin.length, origin is region.origin) for origin in stream)
-        region.layout = TokenLayout(1, 0, segments)
+def _located(
+    entries: list[Entry], pictures: Pictures, analysis: Analysis, method: Method, keys: str
+) -> list[Region]:
+    """A region for each entry, proven where it holds tokens of the picture."""
+    regions = []
+    for entry in entries:
+        region = Region(entry.kind, entry.node, entry.seeds, entry.anchors, entry.module_path)
+        regions.append(region)
+        try:
+            pictures.locate(region, analysis.streams.of(entry.node, 1))
+            if region.layout is not None:
+                _prove(region, analysis, method)
+                if region.steps and _sees_all(region, method, keys):
+                    _keep_keys(region, analysis, method)
+        except CannotRewrite as refusal:
+            region.drop("refused", str(refusal))
+    return regions
 
 
 def _prove(region: Region, analysis: Analysis, method: Method) -> None:
@@ -172,7 +140,7 @@ def _follow(
     if method.returns and not exits.nodes():
         raise CannotRewrite("the result never returns to the residual stream", region.entry)
     region.block_path, region.block_class = common_module(exits.nodes() or list(region.anchors))
-    region.positions = _positions(region, analysis)
+    read_geometry(region, analysis.streams)
     _one_device(region)
 
 
@@ -208,22 +176,6 @@ class _Exits:
         return [node for node in self._flow.steps if node in self]
 
 
-def _positions(region: Region, analysis: Analysis) -> Positions | None:
-    """The position ids behind a table that the region gathers, `[tokens, 2 … 4]`."""
-    for table in (table for step in region.steps.values() for table in tables(step)):
-        if isinstance(table.table, AtDestinations):
-            continue
-        stream = analysis.streams.of(table.table, table.axis - table.leading)
-        if len(stream) != len(table.segments):
-            continue
-        merged = next(i for i, segment in enumerate(table.segments) if segment.merged)
-        origin = stream[merged]
-        sizes = shape(origin.node)
-        if origin.axis == 0 and len(sizes) == 2 and 2 <= sizes[1] <= 4:
-            return Positions(origin.node, origin.start, origin.length)
-    return None
-
-
 def _one_device(region: Region) -> None:
     tensors = [arg for node in region.steps for arg in node.all_input_nodes if is_tensor(arg)]
     devices = {tensor.meta["val"].device for tensor in tensors if tensor.meta["val"].dim()}
@@ -247,16 +199,36 @@ def _refuse_overlaps(regions: list[Region]) -> None:
 
 
 def _unreached(graph: fx.Graph, regions: list[Region]) -> list[Region]:
-    """Attention whose query comes from no linear: reported, so that nothing is skipped silently."""
+    """Attention that no entry reaches: reported, so that nothing is skipped silently."""
     reached = {anchor for region in regions for anchor in region.anchors}
     found = []
     for node in graph.nodes:
         if is_attention(node) and node not in reached:
             query: fx.Node = node.args[0]
             region = Region("self_attention", query, (), (node,), common_module([node])[0])
-            region.drop("refused", f"no linear projection of hidden states feeds {node.name}")
+            region.drop("refused", _why_unreached(node))
             found.append(region)
     return found
+
+
+def _why_unreached(attention: fx.Node) -> str:
+    """What stands between hidden states `[B, N, C]` and the query."""
+    waiting, seen = [attention.args[0]], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.target in LINEARS:
+            rank = len(shape(node.args[0]))
+            if rank != 3:
+                return f"its hidden states have {rank} axes, not items, tokens and channels"
+            return "no linear projection of normed hidden states feeds it"
+        waiting += node.all_input_nodes
+    return (
+        "no linear projection of hidden states feeds it in this graph: where the model breaks its "
+        'graph before this attention, TORCH_LOGS="graph_breaks" says why'
+    )
 
 
 def _without_inner(regions: list[Region]) -> list[Region]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from toma_fx.passes.layouts.layout import Origin, Step, TokenLayout
+from toma_fx.passes.layouts.streams import Piece
 from toma_fx.report import seconds_text
 from toma_fx.windows import Windows
 
@@ -42,11 +43,18 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Positions:
-    """Rows `start … start + length` of `node` `[rows, k]`: the coordinates of a stream's tokens."""
+    """Coordinates of a stream's tokens: those from `start` on along an axis of an input.
+
+    Coordinates in front of the tokens, `[B, 3, N]`, are given in seconds and pixels; behind them,
+    `[N, 3]`, as whole numbers.
+    """
 
     node: fx.Node
     start: int
     length: int
+    # Which axis counts tokens, and which one coordinates.
+    axis: int = 0
+    columns: int = 1
 
 
 @dataclass
@@ -69,6 +77,10 @@ class Region:
     layout: TokenLayout | None = None
     # What becomes of each node on merged tokens, in graph order; exits among them.
     steps: dict[fx.Node, Step] = field(default_factory=dict)
+    # Sides of the grid, if a position table of the region is folded from some.
+    grid: tuple[int, ...] | None = None
+    # Several pictures one after the other, if a position table is joined from theirs.
+    pictures: tuple[Piece, ...] = ()
     # Coordinates of the tokens, if a position table of the region comes from some.
     positions: Positions | None = None
     # How deep its block lies among the merged ones: 0 is the first, towards 1 the last.
@@ -120,7 +132,7 @@ class Region:
 
     @property
     def exits(self) -> list[fx.Node]:
-        """The additions where the result returns to full length, in graph order."""
+        """The additions, or gates before them, where tokens return to full length, in order."""
         return [node for node in self.steps if self.residual(node) is not None]
 
     @property
@@ -133,7 +145,9 @@ class Region:
         if node is self.end:
             return self.entry
         step = self.steps.get(node)
-        return None if step is None or step.exit is None else node.args[1 - step.exit]
+        if step is None or step.exit is None:
+            return None
+        return step.stream or node.args[1 - step.exit]
 
     def drop(self, status: str, reason: str) -> None:
         """Leave the region as it is, and say why."""
@@ -155,7 +169,7 @@ class Group:
     # Sides of the grid where it is known, for methods that go by places instead of windows.
     grid: tuple[int, ...] | None = None
     # Side of the windows and what their order follows, for positions that are data.
-    side: int = 8
+    side: int | tuple[int, int, int] = 8
     follows: str = "tile"
     regions: list[Region] = field(default_factory=list)
     # What the user should know: clamped windows, another order than asked for.

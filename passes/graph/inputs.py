@@ -3,7 +3,8 @@
 A *position table* (rotary cosines and sines, position embeddings, masks given as inputs) may be
 read at the destinations instead of being merged. An activation may not. The difference shows in
 the graph: an activation's input feeds a linear, a convolution, a norm or an embedding; position
-ids and masks only pass through arithmetic before they meet the tokens.
+ids and masks only pass through arithmetic before they meet the tokens. Outer products, as of
+positions and frequencies, are arithmetic too, and so is a look-up in a table that is an input.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import fx
 
 from toma_fx.passes.graph.attentions import is_attention
-from toma_fx.passes.graph.nodes import LINEARS, aten
+from toma_fx.passes.graph.nodes import LINEARS, aten, shape
 
 _LEARNED = (
     *LINEARS,
@@ -22,12 +23,21 @@ _LEARNED = (
     aten.layer_norm.default,
     aten.rms_norm.default,
     aten.group_norm.default,
-    aten.embedding.default,
-    aten.einsum.default,
-    aten.matmul.default,
-    aten.mm.default,
-    aten.bmm.default,
     aten.addmm.default,
+)
+_PRODUCTS = (aten.matmul.default, aten.mm.default, aten.bmm.default)
+
+
+# What reads only the size, dtype and device of its operand.
+_PATTERNED = (
+    aten.empty_like.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_empty.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
 )
 
 
@@ -38,24 +48,41 @@ class Inputs:
         self._mask: dict[fx.Node, int] = {}
         self._learned: set[fx.Node] = set()
         self.features = 0
+        # Inputs that are true or false say which tokens there are, and are no content.
+        self._flags = 0
         varying = 0
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._mask[node] = 0 if is_static(node) else 1 << varying
+                value = node.meta.get("val")
+                if isinstance(value, torch.Tensor) and value.dtype is torch.bool:
+                    self._flags |= self._mask[node]
                 varying += not is_static(node)
                 continue
             mask = 0
-            for source in node.all_input_nodes:
+            for source in node.all_input_nodes if node.target not in _PATTERNED else ():
                 mask |= self._mask[source]
             self._mask[node] = mask
-            learned = mask and (node.target in _LEARNED or is_attention(node))
-            downstream = any(source in self._learned for source in node.all_input_nodes)
+            learned = mask and self._learns(node)
+            downstream = node.target not in _PATTERNED and any(
+                source in self._learned for source in node.all_input_nodes
+            )
             if learned and not downstream:
                 self.features |= self._operands(node)
             # Random numbers are no table either, though they depend on no input.
             random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
             if learned or downstream or random:
                 self._learned.add(node)
+
+    def _learns(self, node: fx.Node) -> bool:
+        """Whether a node weighs channels, as trained layers do, instead of computing one by one."""
+        if node.target is aten.embedding.default:
+            return self._mask[node.args[0]] == 0
+        if node.target is aten.einsum.default:
+            return _contracts(node)
+        if node.target in _PRODUCTS:
+            return shape(node.args[0])[-1] > 1
+        return node.target in _LEARNED or is_attention(node)
 
     def _operands(self, node: fx.Node) -> int:
         """Inputs behind what is multiplied or normalised; an attention mask is neither."""
@@ -64,7 +91,7 @@ class Inputs:
         for operand in operands:
             if isinstance(operand, fx.Node):
                 mask |= self._mask[operand]
-        return mask
+        return mask & ~self._flags
 
     def varying(self, placeholder: fx.Node) -> bool:
         """Whether a placeholder is an argument of the call, not a parameter."""
@@ -86,9 +113,19 @@ class Inputs:
         """Whether a node depends on parameters and constants alone."""
         return self._mask[node] == 0 and node not in self._learned
 
+    def is_computed_plainly(self, node: fx.Node) -> bool:
+        """Whether only arithmetic lies between the inputs and a node, whatever else they feed."""
+        return node not in self._learned
+
     def is_table(self, node: fx.Node) -> bool:
         """Whether a node depends on no activation: constants and position inputs alone."""
         return self._mask[node] & self.features == 0 and node not in self._learned
+
+
+def _contracts(einsum: fx.Node) -> bool:
+    """Whether a letter is summed over."""
+    sources, _, result = str(einsum.args[0]).replace(" ", "").partition("->")
+    return not result or not set(sources) - set(",.") <= set(result)
 
 
 def is_static(placeholder: fx.Node) -> bool:

@@ -13,6 +13,13 @@ from torch import fx
 aten = torch.ops.aten
 
 LINEARS = (aten.linear.default,)
+CATS = (aten.cat.default, aten.concat.default, aten.concatenate.default)
+SPLITS = (
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.chunk.default,
+)
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
@@ -58,6 +65,30 @@ def is_view(node: fx.Node) -> bool:
 
 def is_getitem(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is operator.getitem
+
+
+def cat_axis(node: fx.Node) -> int:
+    """The axis along which a `cat` joins."""
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return int(dim) % len(shape(node))
+
+
+def part_of(node: fx.Node, axis: int) -> tuple[fx.Node, int, int] | None:
+    """`(whole, start, stop)` if a node is a run of the elements of another along an axis."""
+    if node.target is aten.slice.Tensor:
+        defaults: list[Any] = [0, None, None, 1]
+        source, dim, start, stop, step = list(node.args) + defaults[len(node.args) - 1 :]
+        if dim % len(shape(node)) == axis and step == 1:
+            first, last, _ = slice(start, stop).indices(shape(source)[axis])
+            return source, first, last
+    if is_getitem(node) and node.args[0].target in SPLITS:
+        split, index = node.args
+        dim = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
+        if dim % len(shape(node)) == axis:
+            sizes = [int(part.shape[axis]) for part in split.meta["val"]]
+            first = sum(sizes[:index])
+            return split.args[0], first, first + sizes[index]
+    return None
 
 
 def op_name(node: fx.Node) -> str:

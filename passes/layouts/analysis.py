@@ -6,7 +6,7 @@ from torch import fx
 
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import writes
-from toma_fx.passes.layouts.streams import Streams
+from toma_fx.passes.layouts.streams import Cuts, Streams
 
 
 class Analysis:
@@ -26,3 +26,7 @@ class Analysis:
         self.streams = Streams(gm.graph, self.inputs)
         self.writes = [node for node in gm.graph.nodes if writes(node)]
         self.position = {node: index for index, node in enumerate(gm.graph.nodes)}
+
+    def cut(self, cuts: Cuts) -> None:
+        """Tell the pictures apart that some origins hold one after the other."""
+        self.streams = Streams(self.graph, self.inputs, cuts)

@@ -47,6 +47,15 @@ class TokenLayout:
         """Merged segments: more than one where a stream is joined with itself."""
         return sum(segment.merged for segment in self.segments)
 
+    @property
+    def merged_spans(self) -> tuple[tuple[int, int], ...]:
+        """`(start, stop)` of the merged segments, in tokens of the unmerged graph."""
+        spans, at = [], 0
+        for segment in self.segments:
+            spans += [(at, at + segment.length)] * segment.merged
+            at += segment.length
+        return tuple(spans)
+
     def moved(self, axis: int, batch: int | None) -> TokenLayout:
         return replace(self, axis=axis, batch=batch)
 
@@ -96,6 +105,7 @@ class Step:
         kwargs: likewise.
         target: another operation to call, None where it stays.
         exit: index of the argument to unmerge; the node itself then runs at full length.
+        stream: of an exit, the residual stream, where that is not the node's other argument.
     """
 
     layout: TokenLayout | tuple[TokenLayout | None, ...] | None = None
@@ -103,6 +113,7 @@ class Step:
     kwargs: dict[str, Any] | None = None
     target: Callable[..., Any] | None = None
     exit: int | None = None
+    stream: Node | None = None
 
 
 def tables(step: Step) -> list[AtDestinations]:

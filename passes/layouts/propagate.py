@@ -55,6 +55,9 @@ class StepFlow:
         inputs = self._analysis.inputs
         return inputs.constant(node) if constant else inputs.is_table(node)
 
+    def is_mask(self, node: fx.Node) -> bool:
+        return self._analysis.inputs.is_computed_plainly(node)
+
     def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         return False
 

@@ -8,25 +8,32 @@ image differ in their origins, and the latent streams are those that reach the m
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.inputs import Inputs
-from toma_fx.passes.graph.nodes import aten, is_getitem, is_tensor, shape
+from toma_fx.passes.graph.nodes import CATS, aten, cat_axis, is_getitem, is_tensor, part_of, shape
 from toma_fx.passes.layouts.layout import Origin, Segment, Step, TokenLayout
 from toma_fx.passes.layouts.rules import apply_rule
+from toma_fx.passes.layouts.rules.writes import written_range
 
 Stream = tuple[Origin, ...]
-_CATS = (aten.cat.default, aten.concat.default, aten.concatenate.default)
-_SPLITS = (
-    aten.split_with_sizes.default,
-    aten.split.Tensor,
-    aten.split.sizes,
-    aten.chunk.default,
-)
+Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an origin's tokens: how many, and the grid that they stand on, if that is known."""
+
+    length: int
+    grid: tuple[int, ...] | None = None
+
+
+Cuts = dict[Key, tuple[Piece, ...]]
+"""The parts, in order, of origins that hold more than one stream."""
+_SCATTERS = (aten.slice_scatter.default, aten.select_scatter.default)
 _FOLDS = (
     aten.view.default,
     aten.reshape.default,
@@ -36,13 +43,28 @@ _FOLDS = (
 
 
 _UNFOLDS = (*_FOLDS, aten.unflatten.int)
+_RESIZING = (
+    aten.avg_pool1d.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+    aten.constant_pad_nd.default,
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+    aten.pad.default,
+    aten.upsample_nearest2d.vec,
+)
 
 
 class Streams:
     """Answers, with memory, where token axes of one graph begin."""
 
-    def __init__(self, graph: fx.Graph, inputs: Inputs) -> None:
+    def __init__(self, graph: fx.Graph, inputs: Inputs, cuts: Cuts | None = None) -> None:
         self._inputs = inputs
+        self._cuts = cuts or {}
         self._known: dict[tuple[fx.Node, int], Stream] = {}
         # Keys of the origins whose token axis the output still has.
         self.reaching = self._reaching(graph)
@@ -67,7 +89,9 @@ class Streams:
     def carrier(self, node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
         """The operand axis whose tokens an axis carries; None at an origin, a join or a part."""
         size = shape(node)[axis]
-        if node.op != "call_function" or size == 1 or (node.target in _CATS and _dim(node) == axis):
+        joins = (node.target in CATS and cat_axis(node) == axis) or node.target in _SCATTERS
+        joins = joins or _reads_a_written_item(node) or _joins_items(node, axis)
+        if node.op != "call_function" or size == 1 or joins:
             return None
         for operand in self._operands(node):
             for candidate, length in enumerate(shape(operand)):
@@ -83,26 +107,102 @@ class Streams:
 
     def _begin(self, node: fx.Node, axis: int) -> Stream:
         """A join, a part of a join, or an origin."""
-        if node.target in _CATS and _dim(node) == axis:
+        if node.target in CATS and cat_axis(node) == axis:
             parts = [operand for operand in node.args[0] if shape(operand) != (0,)]
             return tuple(origin for part in parts for origin in self.of(part, axis))
-        part = _part(node, axis)
+        if node.target in _SCATTERS:
+            written = self._written(node, axis)
+            if written is not None:
+                return written
+        if _joins_items(node, axis):
+            found = self._of_joined_items(node, axis)
+            if found is not None:
+                return found
+        if _reads_a_written_item(node):
+            return self._of_item(node.args[0], axis + 1, node.args[2] % shape(node.args[0])[0])
+        part = part_of(node, axis)
         if part is not None:
             source, start, stop = part
-            return _between(self.of(source, axis), start, stop)
-        return (Origin(node, axis, shape(node)[axis], _folded(node, axis)),)
+            return between(self.of(source, axis), start, stop)
+        return self._cut(Origin(node, axis, shape(node)[axis], self._grid(node, axis)))
 
-    def _reaching(self, graph: fx.Graph) -> set[tuple[str, int, int]]:
-        found: set[tuple[str, int, int]] = set()
+    def _cut(self, origin: Origin) -> Stream:
+        found, at = [], 0
+        for piece in self._cuts.get(origin.key, ()):
+            found.append(replace(origin, length=piece.length, grid=piece.grid, start=at))
+            at += piece.length
+        return tuple(found) or (origin,)
+
+    def _grid(self, node: fx.Node, axis: int) -> tuple[int, ...] | None:
+        """The sides that a reshape folds into an axis; a side may have been folded before."""
+        found: list[int] = []
+        for side, size in _folded(node, axis):
+            origin = self.of(node.args[0], side)
+            inner = origin[0].grid if len(origin) == 1 and origin[0].length == size else None
+            found += inner or (size,)
+        if not found and len(shape(node)) == 3 and axis == 2 and _is_sequence(node):
+            return (shape(node)[axis],)
+        if len(found) == 1:
+            found = [1, *found]
+        return tuple(found) if len(found) in (2, 3) else None
+
+    def _of_joined_items(self, node: fx.Node, axis: int) -> Stream | None:
+        """The stream of items that were joined into a batch: the first's, if all are built alike.
+
+        Their tokens may begin in several places, one for each item, but must lie at the same ones.
+        """
+        parts = [part for part in _items(node, axis) if not self._inputs.constant(part[0])]
+        found = [self.of(*part) for part in parts]
+        plans = {tuple((o.length, o.grid) for o in stream) for stream in found}
+        return found[0] if len(plans) == 1 else None
+
+    def _written(self, node: fx.Node, axis: int) -> Stream | None:
+        """The stream of a tensor of which a part is written; None where parts disagree.
+
+        A part that is written across the tokens tells whose tokens they are, unless the rest holds
+        others: items that are written one by one must all have the same.
+        """
+        whole, part = node.args[:2]
+        dim, first, last, step = written_range(node)
+        selects = node.target is aten.select_scatter.default
+        if dim == axis:
+            if selects or step != 1:
+                return None
+            around = self.of(whole, axis)
+            ahead, behind = between(around, 0, first), between(around, last, shape(node)[axis])
+            return (*ahead, *self.of(part, axis), *behind)
+        if selects and dim == 0:
+            return self._of_all_items(node, axis)
+        found = self.of(part, axis - (selects and axis > dim))
+        if self._inputs.constant(whole):
+            return found
+        return found if _alike(found, self.of(whole, axis)) else None
+
+    def _of_all_items(self, node: fx.Node, axis: int) -> Stream | None:
+        """The stream of a batch that was written item by item, if all items have the same."""
+        found = [self._of_item(node, axis, item) for item in range(shape(node)[0])]
+        return found[0] if all(_alike(found[0], other) for other in found) else None
+
+    def _of_item(self, node: fx.Node, axis: int, item: int) -> Stream:
+        """The stream of one item of a batch, by the last write to it."""
+        while node.target is aten.select_scatter.default and written_range(node)[0] == 0:
+            if written_range(node)[1] == item:
+                return self.of(node.args[1], axis - 1)
+            node = node.args[0]
+        return self.of(node, axis)
+
+    def _reaching(self, graph: fx.Graph) -> set[Key]:
+        found: set[Key] = set()
         output = next(iter(graph.find_nodes(op="output")))
         for result in output.all_input_nodes:
             for axis, size in enumerate(shape(result)[1:], 1):
                 if size > 1:
-                    found |= {origin.key for origin in self.of(*self._unfolded(result, axis))}
+                    for side in self._unfolded(result, axis):
+                        found |= {origin.key for origin in self.of(*side)}
         return found
 
-    def _unfolding(self, graph: fx.Graph) -> set[tuple[str, int, int]]:
-        found: set[tuple[str, int, int]] = set()
+    def _unfolding(self, graph: fx.Graph) -> set[Key]:
+        found: set[Key] = set()
         for node in graph.nodes:
             if node.target in _UNFOLDS:
                 source = node.args[0]
@@ -111,13 +211,27 @@ class Streams:
                         found |= {origin.key for origin in self.of(source, axis)}
         return found
 
-    def _unfolded(self, node: fx.Node, axis: int) -> tuple[fx.Node, int]:
-        """Follow a picture's side back through the reshape that unfolds tokens into it."""
-        while True:
-            parent = self.carrier(node, axis) or _before_unfold(node, axis)
-            if parent is None:
-                return node, axis
-            node, axis = parent
+    def _unfolded(self, node: fx.Node, axis: int) -> set[tuple[fx.Node, int]]:
+        """Follow a picture's side back through reshapes, to the tokens that were unfolded into it.
+
+        A side may be folded from rows of tokens and rows within a patch: both are followed.
+        """
+        found: set[tuple[fx.Node, int]] = set()
+        seen, waiting = set(), [(node, axis)]
+        while waiting:
+            side = waiting.pop()
+            if side in seen:
+                continue
+            seen.add(side)
+            parent = self.carrier(*side) or _before_unfold(*side) or _resized(*side)
+            folded = [] if parent else _folded(*side)
+            if parent is not None:
+                waiting.append(parent)
+            else:
+                waiting += [(side[0].args[0], index) for index, _ in folded]
+                waiting += _items(*side) if _joins_items(*side) else []
+                found.add(side)
+        return found
 
 
 def _carries(node: fx.Node, operand: fx.Node, candidate: int, axis: int) -> bool:
@@ -154,34 +268,15 @@ class _Probe:
     def is_table(self, node: fx.Node, *, constant: bool) -> bool:
         return False
 
+    def is_mask(self, node: fx.Node) -> bool:
+        return False
+
     def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         return False
 
 
-def _dim(node: fx.Node) -> int:
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim % len(shape(node))
-
-
-def _part(node: fx.Node, axis: int) -> tuple[fx.Node, int, int] | None:
-    """`(whole, start, stop)` if a node is a run of the tokens of another along `axis`."""
-    if node.target is aten.slice.Tensor:
-        defaults: list[Any] = [0, None, None, 1]
-        source, dim, start, stop, step = list(node.args) + defaults[len(node.args) - 1 :]
-        if dim % len(shape(node)) == axis and step == 1:
-            first, last, _ = slice(start, stop).indices(shape(source)[axis])
-            return source, first, last
-    if is_getitem(node) and node.args[0].target in _SPLITS:
-        split, index = node.args
-        dim = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
-        if dim % len(shape(node)) == axis:
-            sizes = [int(part.shape[axis]) for part in split.meta["val"]]
-            first = sum(sizes[:index])
-            return split.args[0], first, first + sizes[index]
-    return None
-
-
-def _between(stream: Stream, start: int, stop: int) -> Stream:
+def between(stream: Stream, start: int, stop: int) -> Stream:
+    """The origins of the tokens `start … stop` of a stream."""
     found, at = [], 0
     for origin in stream:
         first, last = max(start, at), min(stop, at + origin.length)
@@ -199,21 +294,19 @@ def _between(stream: Stream, start: int, stop: int) -> Stream:
     return tuple(found)
 
 
-def _folded(node: fx.Node, axis: int) -> tuple[int, ...] | None:
-    """The sides that a reshape folds into `axis`, `(height, width)` or with frames before."""
+def _folded(node: fx.Node, axis: int) -> list[tuple[int, int]]:
+    """`(axis, size)` of what a reshape folds into `axis`: height and width, or frames before."""
     if node.target not in _FOLDS:
-        return None
+        return []
     before, after = shape(node.args[0]), shape(node)
     at = math.prod(after[:axis])
     product = 1
-    sides: list[int] = []
-    for size in before:
-        if product >= at and math.prod(sides) < after[axis] and size > 1:
-            sides.append(size)
+    sides: list[tuple[int, int]] = []
+    for index, size in enumerate(before):
+        if product >= at and math.prod(n for _, n in sides) < after[axis] and size > 1:
+            sides.append((index, size))
         product *= size
-    if math.prod(sides) != after[axis] or len(sides) not in (1, 2, 3):
-        return None
-    return tuple(sides) if len(sides) > 1 else (1, *sides)
+    return sides if math.prod(n for _, n in sides) == after[axis] else []
 
 
 def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
@@ -228,6 +321,44 @@ def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
             return source, index
         product *= size
     return None
+
+
+def _alike(stream: Stream, other: Stream) -> bool:
+    return [(o.key, o.length) for o in stream] == [(o.key, o.length) for o in other]
+
+
+def _joins_items(node: fx.Node, axis: int) -> bool:
+    """Whether several items become a batch, seen along another axis."""
+    if node.target in CATS:
+        return cat_axis(node) == 0 != axis and len(node.args[0]) > 1
+    first = node.target is aten.pad_sequence.default or (
+        node.target is aten.stack.default and (len(node.args) < 2 or node.args[1] == 0)
+    )
+    return first and axis > 0
+
+
+def _items(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
+    """The items that were joined into a batch, and the axis of theirs that became one of its."""
+    items: list[fx.Node] = node.args[0]
+    return [(item, axis - (len(shape(node)) > len(shape(item)))) for item in items]
+
+
+def _reads_a_written_item(node: fx.Node) -> bool:
+    """Whether a node is an item of a batch that was written item by item."""
+    if node.target is not aten.select.int or node.args[1] % len(shape(node.args[0])) != 0:
+        return False
+    source: fx.Node = node.args[0]
+    return source.target is aten.select_scatter.default and written_range(source)[0] == 0
+
+
+def _is_sequence(node: fx.Node) -> bool:
+    """Whether a tensor `[B, C, N]` is channels over one side, as sound is."""
+    return node.op == "placeholder" or node.target is aten.conv1d.default
+
+
+def _resized(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
+    """The side of which an operation on neighbours makes another: it is the same picture's."""
+    return (node.args[0], axis) if node.target in _RESIZING and axis >= 2 else None
 
 
 def _sides(node: fx.Node) -> range:

@@ -11,6 +11,7 @@ from torch import fx
 from toma_fx.config import TomaConfig
 from toma_fx.devices.profile import DeviceProfile
 from toma_fx.merging import row_index
+from toma_fx.order import Window
 from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
@@ -123,7 +124,7 @@ class Method:
     """
 
     plan: type[Plan]
-    cells: Callable[[TomaConfig], tuple[int, str]]
+    cells: Callable[[TomaConfig], tuple[Window, str]]
     windows: Callable[[int, int, TomaConfig], Windows]
     readers: Callable[[Region], tuple[fx.Node, ...]]
     merging: Callable[[Region, Windows], list[Work]]

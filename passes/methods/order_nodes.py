@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from toma_fx.merging import row_index, slots_from_sequence
-from toma_fx.order import curve_table, order_from_positions
+from toma_fx.order import coordinate_rows, curve_table, order_from_positions
 from toma_fx.passes.find.region import Group
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
@@ -41,12 +41,13 @@ class OrderNodes:
         return self._nodes()[1]
 
     def positions(self) -> fx.Node | None:
-        """`[N, k]` position ids of the tokens; None where the grid is no data."""
+        """`[N, k]` coordinates of the tokens; None where the grid is no data."""
         at = self._group.positions
         if at is None:
             return None
-        span = (self._copies[at.node], 0, at.start, at.start + at.length)
-        return self._emit.call(aten.slice.Tensor, span)
+        place = (at.axis, at.columns, at.start, at.length)
+        found: fx.Node = self._emit.inline(coordinate_rows, self._copies[at.node], *place)
+        return found
 
     def _nodes(self) -> tuple[fx.Node | None, fx.Node | None]:
         if self._made is None:

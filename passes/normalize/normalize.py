@@ -29,8 +29,11 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.metadata import keep_metadata
-from toma_fx.passes.graph.nodes import aten, is_view, writes
+from toma_fx.passes.graph.nodes import is_getitem, is_view, writes
+from toma_fx.passes.normalize.fresh_writes import fresh_writes_to_values
+from toma_fx.passes.normalize.idle_autocast import drop_idle_autocast
 from toma_fx.passes.normalize.interpret import Specialised, Tracing
+from toma_fx.passes.normalize.no_ops import drop_no_ops
 from toma_fx.passes.normalize.wrapped import is_wrapped, refuse_wrapped_activations, stand_in
 
 # What tracing raises where an operation needs a number that is still symbolic.
@@ -58,10 +61,10 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
             traced = _trace(Specialised(gm), static)
         except _SYMBOLIC as error:
             raise CannotRewrite(f"data-dependent control flow: {type(error).__name__}") from error
-    if any(node.target is torch.amp.autocast_mode._enter_autocast for node in traced.graph.nodes):
-        raise CannotRewrite("autocast inside the model: wrap the call in it, or cast the model")
+    drop_idle_autocast(traced)
     _drop_unread_writes(traced)
-    _drop_no_ops(traced)
+    fresh_writes_to_values(traced, mode)
+    drop_no_ops(traced)
     _refuse_unknown_constants(traced)
     refuse_wrapped_activations(traced, example_inputs)
     keep_metadata(gm, traced)
@@ -108,7 +111,8 @@ def _drop_unread_writes(gm: fx.GraphModule) -> None:
         if not writes(node) or node.users or not isinstance(node.args[0], fx.Node):
             continue
         written = node.args[0]
-        fresh = written.op == "call_function" and not is_view(written) and not writes(written)
+        part = is_view(written) or is_getitem(written)  # others may see what it shows
+        fresh = written.op == "call_function" and not part and not writes(written)
         if fresh and _only_for(node, written):
             gm.graph.erase_node(node)
 
@@ -133,34 +137,3 @@ def _refuse_unknown_constants(gm: fx.GraphModule) -> None:
             flex = any("flex_attention" in str(other.target) for other in gm.graph.nodes)
             what = "flex_attention with a score function or a mask" if flex else "vmap"
             raise CannotRewrite(f"tracing cannot follow {what}")
-
-
-def _drop_no_ops(gm: fx.GraphModule) -> None:
-    """Remove nodes that return their input: casts to the same dtype, dropout in eval, `x / 1`."""
-    writing = any(writes(node) for node in gm.graph.nodes)
-    for node in gm.graph.nodes:
-        if node.op == "call_function" and _returns_its_input(node, writing):
-            node.replace_all_uses_with(node.args[0])
-            gm.graph.erase_node(node)  # dead code elimination keeps random operations
-    gm.graph.eliminate_dead_code()
-    gm.recompile()
-
-
-def _returns_its_input(node: fx.Node, writing: bool) -> bool:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    result, source = node.meta.get("val"), node.args[0].meta.get("val")
-    if not isinstance(result, torch.Tensor) or not isinstance(source, torch.Tensor):
-        return False
-    same = result.dtype == source.dtype and result.device == source.device
-    if node.target in (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default):
-        copies = node.kwargs.get("copy") or (len(node.args) > 3 and node.args[3])
-        formatted = "memory_format" in node.kwargs or len(node.args) > 4
-        return same and not copies and not formatted
-    if node.target in (aten.dropout.default, aten.feature_dropout.default):
-        return len(node.args) > 2 and (node.args[1] == 0 or node.args[2] is False)
-    if node.target in (aten.div.Tensor, aten.mul.Tensor):
-        one = not isinstance(node.args[1], fx.Node) and node.args[1] == 1
-        # The copy matters where it is returned, or where anything is written to in place.
-        return same and one and not writing and all(user.op != "output" for user in node.users)
-    return False

@@ -72,6 +72,8 @@ def _stage(analysis: Analysis, groups: list[Group]) -> Stage | None:
         return None
     if len(shape(start)) != 3 or shape(start)[1] != layout.length:
         return None
+    if any(step.stream for region in regions for step in region.steps.values()):
+        return None  # gates and modulation would have to be brought into window order as well
     stage = Stage(analysis, first, start, layout)
     owner = {node: region for region in regions for node in region.steps}
     for node in list(analysis.graph.nodes)[analysis.position[start] + 1 :]:

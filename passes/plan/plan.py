@@ -11,15 +11,13 @@ Precondition: `find` has run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.find.region import Forecast, Group, Positions, Region
-from toma_fx.passes.methods import METHODS, Method
+from toma_fx.passes.find.region import Forecast, Group, Region
+from toma_fx.passes.methods import METHODS
+from toma_fx.passes.plan.arrange import Arrangement, arrange
 from toma_fx.passes.plan.forecast import added
 from toma_fx.passes.plan.wanted import early_blocks, unwanted
 from toma_fx.windows import Windows
@@ -49,18 +47,16 @@ def plan(
             reason = unwanted(region, config, early)
             if reason:
                 region.drop("skipped", reason)
-    positions = {r.origin.key: r.positions for r in regions if r.origin and r.positions}
+    _share_geometry(regions)
     groups: list[Group] = []
     for members in _runs([region for region in regions if region.status == "merged"], config):
         try:
-            first = members[0]
-            assert first.origin is not None
-            where = _arrange(first, positions.get(first.origin.key), config, method)
+            where = arrange(members[0], config, method)
         except CannotRewrite as refusal:
             for region in members:
                 region.drop("refused", str(refusal))
             continue
-        if where.windows.merged >= where.windows.tokens:
+        if not _removes_tokens(where.windows):
             for region in members:
                 region.drop("skipped", f"ratio {config.ratio:g} removes no token of a window")
             continue
@@ -71,7 +67,25 @@ def plan(
     return groups
 
 
-def _group(index: int, where: _Arrangement, units: list[Region], config: TomaConfig) -> Group:
+def _share_geometry(regions: list[Region]) -> None:
+    """What one region tells of a stream's grid holds for all of the stream's."""
+    streams: dict[object, list[Region]] = {}
+    for region in regions:
+        if region.origin is not None:
+            streams.setdefault((region.origin.key, region.origin.length), []).append(region)
+    for members in streams.values():
+        grid = next((region.grid for region in members if region.grid), None)
+        pictures = next((region.pictures for region in members if region.pictures), ())
+        positions = next((region.positions for region in members if region.positions), None)
+        for region in members:
+            region.grid, region.pictures, region.positions = grid, pictures, positions
+
+
+def _removes_tokens(windows: Windows) -> bool:
+    return windows.merged < windows.tokens
+
+
+def _group(index: int, where: Arrangement, units: list[Region], config: TomaConfig) -> Group:
     members = [region for unit in units for region in unit.members]
     group = Group(index, where.windows, config.method, where.slots, where.positions, where.grid)
     group.side, group.follows = METHODS[config.method].cells(config)
@@ -149,85 +163,3 @@ _SHARING: dict[str, Callable[[Region], tuple[object, ...]]] = {
     "block": lambda region: (*_stream_key(region), region.block_path),
     "region": lambda region: (region.entry,),
 }
-
-
-@dataclass(frozen=True)
-class _Arrangement:
-    windows: Windows
-    slots: tuple[int, ...] | None
-    positions: Positions | None
-    note: str
-    grid: tuple[int, ...] | None = None
-
-
-def _arrange(
-    region: Region, positions: Positions | None, config: TomaConfig, method: Method
-) -> _Arrangement:
-    """Windows and token order of a stream.
-
-    Raises:
-        CannotRewrite: the order needs the grid, and nothing tells it.
-    """
-    tokens = region.tokens
-    side, follows = method.cells(config)
-    if follows == "lattice":
-        return _places(region, positions, config, method)
-    if follows in ("stripe", "global", "pair"):
-        size = {"stripe": side**2, "global": tokens, "pair": side}[follows]
-        return _static(method.windows(tokens, size, config), list(range(tokens)), "")
-    grid, note = _grid(region, positions, config)
-    if grid is None:
-        windows = method.windows(tokens, side**2, config)
-        return _Arrangement(windows, None, positions, note)
-    height, width = orders.tile_sides(grid, side)
-    windows = method.windows(tokens, height * width, config)
-    if (height, width) != (side, side):
-        note += f"window clamped to {height}×{width}"
-    if follows in ("tile", "cell") and orders.divides(grid, side):
-        return _static(windows, orders.tile_order(grid, side).tolist(), note)
-    if follows in ("tile", "cell"):
-        sides = "×".join(map(str, grid))
-        note = "; ".join(filter(None, (note, f"tiles do not divide {sides}: Hilbert windows")))
-    return _static(windows, orders.hilbert_order(grid).tolist(), note)
-
-
-def _places(
-    region: Region, positions: Positions | None, config: TomaConfig, method: Method
-) -> _Arrangement:
-    """The grid itself, for a method that goes by the places of tokens: no order, no windows."""
-    tokens = region.tokens
-    windows = method.windows(tokens, tokens, config)
-    if config.order == "stripe":
-        return _Arrangement(windows, None, None, "", (1, tokens))
-    grid, note = _grid(region, positions, config)
-    return _Arrangement(windows, None, positions if grid is None else None, note, grid)
-
-
-def _static(windows: Windows, sequence: list[int], note: str) -> _Arrangement:
-    slots = tuple(sequence[rank] for rank in windows.slot_ranks())
-    return _Arrangement(
-        windows, None if slots == tuple(range(windows.tokens)) else slots, None, note
-    )
-
-
-def _grid(
-    region: Region, positions: Positions | None, config: TomaConfig
-) -> tuple[tuple[int, ...] | None, str]:
-    """The stream's grid, None where it is data; configured, read, or guessed if allowed."""
-    tokens = region.tokens
-    assert region.origin is not None
-    read = region.origin.grid
-    if isinstance(config.grid, tuple):
-        if math.prod(config.grid) == tokens:
-            return config.grid, ""
-        if read is None and positions is None:
-            sides = "×".join(map(str, config.grid))
-            raise CannotRewrite(f"grid {sides} has {math.prod(config.grid)} tokens, not {tokens}")
-    if read is not None or positions is not None:
-        return read, ""
-    if config.grid == "square" and math.isqrt(tokens) ** 2 == tokens:
-        return (math.isqrt(tokens),) * 2, "square grid guessed"
-    raise CannotRewrite(
-        f"the grid of the {tokens} tokens is not in the graph: "
-        'set TomaConfig(grid=(height, width)) or order="stripe"'
-    )

@@ -243,9 +243,10 @@ def _begin(parts: list[Region], leave: fx.Node) -> tuple[fx.Node, TokenLayout]:
     first = next(part for part in parts if leave in part.steps)
     index = first.steps[leave].exit
     assert index is not None
-    change, start = leave.args[index], leave.args[1 - index]
+    change, start = leave.args[index], first.residual(leave)
     layout = first.steps[change].layout
     assert isinstance(layout, TokenLayout)
+    assert start is not None
     return start, TokenLayout(1, 0, layout.segments)
 
 

@@ -1,6 +1,6 @@
 """Layout rules, one per operation. Importing this package fills the table."""
 
-from toma_fx.passes.layouts.rules import attention, contraction, joins, pointwise, shapes
+from toma_fx.passes.layouts.rules import attention, contraction, joins, pointwise, shapes, writes
 from toma_fx.passes.layouts.rules.table import (
     Flow,
     apply_rule,
@@ -20,4 +20,5 @@ __all__ = [
     "pointwise",
     "shapes",
     "supported_operations",
+    "writes",
 ]

@@ -15,7 +15,12 @@ from toma_fx.passes.layouts.rules.table import Flow, layout_rule
 
 @layout_rule(*attentions.names())
 def attention(node: fx.Node, flow: Flow) -> Step:
-    """Keys and values may be merged, text, or both; a mask table is gathered on merged axes."""
+    """Keys and values may be merged, text, or both; a mask is gathered on merged axes.
+
+    A mask says which tokens attend. Those that stand for others keep theirs, so that its rows and
+    columns are read at the destinations. The input that it was built from may feed a layer as well
+    (the mean over the words of a prompt): only what a layer made is refused.
+    """
     query, key, value = (flow.layout(arg) for arg in node.args[:3])
     axis = attentions.token_axis(node)
     for layout in (query, key, value):
@@ -93,7 +98,7 @@ def _mask(
         given = axis - leading
         if not _merged(layout) or given < 0 or shape(mask)[given] == 1:
             continue
-        if not flow.is_table(mask, constant=False):
+        if not flow.is_mask(mask):
             raise CannotRewrite("the attention mask depends on activations", node)
         assert layout is not None
         ahead = leading if rows is mask else 0

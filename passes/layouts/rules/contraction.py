@@ -82,10 +82,25 @@ def channel_norm(node: fx.Node, flow: Flow) -> Step:
     return Step(layout, node.args)
 
 
+@layout_rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+def convolution(node: fx.Node, flow: Flow) -> Step:
+    """A kernel of one element is a linear over channels; a larger one mixes tokens."""
+    layout = flow.layout(node.args[0])
+    names = ("stride", "padding", "dilation", "groups")
+    given = dict(zip(names, node.args[3:], strict=False)) | node.kwargs
+    kernel = shape(node.args[1])[2:]
+    steps = given.get("stride", 1)
+    plain = all(step == 1 for step in ([steps] if isinstance(steps, int) else steps))
+    if layout is None or any(flow.layout(other) is not None for other in node.args[1:3]):
+        raise CannotRewrite(f"{op_name(node)} takes tokens as weights", node)
+    if any(size > 1 for size in kernel) or not plain or shape(node)[2:] != shape(node.args[0])[2:]:
+        raise CannotRewrite(f"{op_name(node)} mixes tokens", node)
+    if len(shape(node)) != len(kernel) + 2 or layout.axis < 2 or layout.batch not in (0, None):
+        raise CannotRewrite(f"{op_name(node)} contracts the token axis", node)
+    return Step(layout, node.args)
+
+
 @layout_rule(
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
     aten.convolution.default,
     aten.group_norm.default,
     aten.batch_norm.default,

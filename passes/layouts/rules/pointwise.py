@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ def pointwise(node: fx.Node, flow: Flow) -> Step:
             replaced = _partner(node, arg, layout, rank, flow)
             if replaced is None:
                 return Step(exit=_merged_operand(node, layout, flow))
+            if isinstance(replaced, Leaving):
+                return Step(exit=_merged_operand(node, layout, flow), stream=replaced.stream)
             args[index] = replaced
     if layout.is_merged and writes(node):
         raise CannotRewrite(f"{op_name(node)} writes into a merged tensor", node)
@@ -41,6 +44,13 @@ def _aligned(node: fx.Node, arg: object, rank: int, flow: Flow) -> TokenLayout |
     return layout.moved(layout.axis + shift, None if layout.batch is None else layout.batch + shift)
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """A gate: the region ends before it, and its product is added to `stream`."""
+
+    stream: fx.Node
+
+
 def _partner(
     node: fx.Node, other: fx.Node, layout: TokenLayout, rank: int, flow: Flow
 ) -> object | None:
@@ -50,6 +60,10 @@ def _partner(
     addition is the region's exit. A position table gives its rows at the destinations. Only in a
     product may it come from an input (rotary embeddings): an input that is added, or chosen by,
     may as well be an activation (a control signal).
+
+    A gate with a value for each token (frames that are given have another timestep) multiplies
+    what the region adds to the stream. It is neither gathered nor merged: the tokens return to
+    full length one operation earlier, and each is multiplied by the value that is its own.
     """
     missing = rank - len(shape(other))
     axis = layout.axis - missing
@@ -58,11 +72,29 @@ def _partner(
     addition = node.target in ADDITIONS
     if addition and shape(other) == shape(node) and flow.is_residual(other, axis, layout.segments):
         return None
+    if node.target in PRODUCTS and not flow.is_table(other, constant=False):
+        stream = _gated_stream(node, axis, layout, flow)
+        if stream is not None:
+            return Leaving(stream)
     if not flow.is_table(other, constant=node.target not in PRODUCTS):
         raise CannotRewrite(
             f"{op_name(node)} mixes merged tokens with a full-length activation", node
         )
     return AtDestinations(other, axis + missing, layout.batch, layout.segments, leading=missing)
+
+
+def _gated_stream(product: fx.Node, axis: int, layout: TokenLayout, flow: Flow) -> fx.Node | None:
+    """The residual stream that a product is added to, where nothing else reads it."""
+    streams = set()
+    for user in product.users:
+        others = [arg for arg in user.args if is_tensor(arg) and arg is not product]
+        alike = len(others) == 1 and shape(others[0]) == shape(product) == shape(user)
+        if user.target not in ADDITIONS or not alike:
+            return None
+        if not flow.is_residual(others[0], axis, layout.segments):
+            return None
+        streams.add(others[0])
+    return streams.pop() if len(streams) == 1 else None
 
 
 def _merged_operand(node: fx.Node, layout: TokenLayout, flow: Flow) -> int:

@@ -144,6 +144,18 @@ def repeat_interleave(node: fx.Node, flow: Flow) -> Step:
     return Step(layout, node.args)
 
 
+@layout_rule(aten.repeat.default)
+def repeat(node: fx.Node, flow: Flow) -> Step:
+    """Other axes may repeat; new ones stand in front."""
+    layout, before = _input(node, flow)
+    times = node.args[1]
+    grown = len(times) - len(before)
+    moved = _shifted(layout, 0, grown)
+    if times[moved.axis] != 1 or (moved.batch is not None and times[moved.batch] != 1):
+        raise CannotRewrite(f"{op_name(node)} repeats tokens", node)
+    return Step(moved, node.args)
+
+
 @layout_rule(aten.select.int)
 def select(node: fx.Node, flow: Flow) -> Step:
     layout, before = _input(node, flow)

@@ -31,6 +31,9 @@ class Flow(Protocol):
     def is_table(self, node: fx.Node, *, constant: bool) -> bool:
         """Whether an operand depends on no activation (with `constant`: on no input at all)."""
 
+    def is_mask(self, node: fx.Node) -> bool:
+        """Whether an operand may say which tokens attend: nothing learned lies behind it."""
+
     def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
         """Whether an operand is the full-length stream of these segments of the region."""
 

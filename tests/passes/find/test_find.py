@@ -14,6 +14,7 @@ from tests.helpers import (
     SMALL,
     Attention,
     Block,
+    HandMerge,
     Joint,
     Sequence,
     assert_exact,
@@ -144,10 +145,32 @@ def test_post_norm_blocks_keep_their_details() -> None:
 
 
 def test_a_gate_from_the_entry_itself() -> None:
-    """Only linears read the entry merged, so its gate stays at full length."""
+    """Only linears read the entry merged, so its gate stays at full length: so does the product."""
     forward = lambda m, x: (lambda n: x + m.mlp(n) * n.sigmoid())(m.norm(x))  # noqa: E731
-    reason = "aten.mul.Tensor mixes merged tokens with a full-length activation"
-    assert_untouched(Written(forward), repeated_tokens(2, 64), reason=reason)
+    x = torch.randn(2, 64, CHANNELS)
+    assert_exact(Written(forward), repeated_tokens(2, 64))
+    run = merged(Written(forward), x)
+    model = Written(forward)
+    hand = HandMerge(model.norm(x), torch.arange(64), TomaConfig(**SMALL), 4)
+    entry = model.norm(x)
+    wanted = x + hand.unmerge(model.mlp(hand.merge(entry))) * entry.sigmoid()
+    assert relative_error(run.output, wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: (lambda n, g: torch.cat((x + g(n), g(n)), -1))(
+            m.norm(x), lambda n: m.mlp(n) * n.sigmoid()
+        ),
+        lambda m, x: (lambda n: x + m.out(m.mlp(n) * n.sigmoid()))(m.norm(x)),
+        lambda m, x: (lambda n: x - m.mlp(n) * n.sigmoid())(m.norm(x)),
+        lambda m, x: (lambda n: n + m.mlp(n) * x.mean(1, keepdim=True))(m.norm(x)).sum(1),
+    ],
+    ids=["returned as well", "inside the region", "subtracted", "one gate for all, then summed"],
+)
+def test_near_misses_of_a_gate(forward: Forward) -> None:
+    assert_harmless(Written(forward), repeated_tokens(2, 64))
 
 
 def test_a_sum_of_two_norms_outputs() -> None:

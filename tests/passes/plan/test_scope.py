@@ -271,7 +271,7 @@ FULL_LENGTH: dict[str, tuple[Stream, str]] = {
         "aten.conv1d.default mixes tokens",
     ),
     "flipped": (lambda m, x, _: x + x.flip(-1), "no layout rule for aten.flip.default"),
-    "written": (lambda m, x, _: m.norm1(x).double().add_(1).float(), "writes in place"),
+    "written": (lambda m, x, c: m.norm1(x) * c.clamp_(max=1).mean(), "writes in place"),
     "attended": (
         lambda m, x, _: x + attend(x, x, x),
         "the self_attention in it stays at full length",

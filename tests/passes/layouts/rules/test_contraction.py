@@ -68,8 +68,20 @@ def test_contractions_over_channels_pass(body: Body, batch: int, tokens: int) ->
             "aten.group_norm.default mixes tokens",
         ),
         (
-            lambda b, h: F.conv1d(h.transpose(1, 2), torch.ones(CHANNELS, CHANNELS, 1)).transpose(
-                1, 2
+            lambda b, h: F.conv1d(
+                h.transpose(1, 2), torch.ones(CHANNELS, CHANNELS, 3), padding=1
+            ).transpose(1, 2),
+            "aten.conv1d.default mixes tokens",
+        ),
+        (
+            lambda b, h: F.conv1d(h, torch.ones(64, 64, 1)),
+            "aten.conv1d.default contracts the token axis",
+        ),
+        (
+            lambda b, h: (
+                F.conv1d(h.transpose(1, 2), torch.ones(CHANNELS, CHANNELS, 1), stride=2)
+                .repeat_interleave(2, 2)
+                .transpose(1, 2)
             ),
             "aten.conv1d.default mixes tokens",
         ),
