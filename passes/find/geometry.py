@@ -51,7 +51,9 @@ def _positions(origin: Origin) -> Positions | None:
     """Coordinates are an input `[N, k]`, `[1, N, k]`, or with axes before tokens `[B, k, N, …]`."""
     sizes = shape(origin.node)
     batch = len(sizes) > 2
-    columns = [a for a in range(batch, len(sizes)) if a != origin.axis and sizes[a] in AXES]
+    # Behind tokens that have coordinates in front of them, an axis is the ends of an interval.
+    last = len(sizes) if len(sizes) < 4 else origin.axis
+    columns = [a for a in range(batch, last) if a != origin.axis and sizes[a] in AXES]
     if origin.node.op != "placeholder" or not columns:
         return None
     axis = max(columns, key=lambda a: sizes[a])

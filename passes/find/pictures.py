@@ -52,8 +52,11 @@ class Pictures:
         reaching = {key for key in self._origins if key in streams.reaching}
         self._keys = folded or reaching or self._named()
         if not folded and self._grid and len(reaching) > 1:
-            size = math.prod(self._grid)
-            self._keys = {key for key in reaching if self._origins[key].length == size}
+            self._keys = self._of_size(reaching)
+        self._sides = streams.sides
+        drawn = self._keys & set(self._sides)
+        if len(drawn) == 1 and not folded:
+            self._keys = drawn
         self._rivals = self._keys if len(self._keys) > 1 and not folded else set()
         self._many = sorted(self._origins[key].length for key in reaching)
 
@@ -61,6 +64,13 @@ class Pictures:
         """The streams of the size that a user names, where none reaches the output."""
         size = math.prod(self._grid) if self._grid else 0
         return {key for key, origin in self._origins.items() if origin.length == size}
+
+    def _of_size(self, reaching: set[Key]) -> set[Key]:
+        """The streams that are the named picture, else the one that is long enough to hold it."""
+        size = math.prod(self._grid or ())
+        exact = {key for key in reaching if self._origins[key].length == size}
+        holding = {key for key in reaching if self._origins[key].length >= self._start + size}
+        return exact or (holding if len(holding) == 1 else set())
 
     def locate(self, region: Region, stream: Stream) -> None:
         """Set the region's layout and origin, or say why none of its tokens is merged."""
@@ -77,6 +87,9 @@ class Pictures:
             region.drop("skipped", text if self._keys else unknown)
             return
         region.origin = max(latent, key=lambda origin: origin.length)
+        if region.origin.grid is None and not region.origin.start:
+            sides = self._sides.get(region.origin.key, ())
+            region.grid = sides if math.prod(sides) == region.origin.length else None
         segments = tuple(Segment(origin.length, origin is region.origin) for origin in stream)
         region.layout = TokenLayout(1, 0, segments)
 

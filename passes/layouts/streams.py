@@ -66,6 +66,8 @@ class Streams:
         self._inputs = inputs
         self._cuts = cuts or {}
         self._known: dict[tuple[fx.Node, int], Stream] = {}
+        # Where the way to the output unfolds a picture's tokens: the sides that it makes of them.
+        self.sides: dict[Key, tuple[int, ...]] = {}
         # Keys of the origins whose token axis the output still has.
         self.reaching = self._reaching(graph)
         # Keys of the origins whose token axis is unfolded into sides again, as pictures are.
@@ -227,11 +229,20 @@ class Streams:
             folded = [] if parent else _folded(*side)
             if parent is not None:
                 waiting.append(parent)
+                self._remember_sides(side[0], *parent)
             else:
                 waiting += [(side[0].args[0], index) for index, _ in folded]
                 waiting += _items(*side) if _joins_items(*side) else []
                 found.add(side)
         return found
+
+    def _remember_sides(self, node: fx.Node, source: fx.Node, axis: int) -> None:
+        """The sides that a reshape makes of a picture's tokens, if it splits them into some."""
+        sides = _split(node, axis) if node.target in _UNFOLDS and node.args[0] is source else ()
+        if len(sides) in (2, 3):
+            stream = self.of(source, axis)
+            if len(stream) == 1 and stream[0].length == math.prod(sides):
+                self.sides[stream[0].key] = sides
 
 
 def _carries(node: fx.Node, operand: fx.Node, candidate: int, axis: int) -> bool:
@@ -321,6 +332,18 @@ def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
             return source, index
         product *= size
     return None
+
+
+def _split(node: fx.Node, axis: int) -> tuple[int, ...]:
+    """The sizes that a reshape makes of an axis of its operand, without those of one."""
+    before, after = shape(node.args[0]), shape(node)
+    sides: list[int] = []
+    product, start = 1, math.prod(before[:axis])
+    for size in after:
+        if product >= start and math.prod(sides) < before[axis] and size > 1:
+            sides.append(size)
+        product *= size
+    return tuple(sides) if math.prod(sides) == before[axis] else ()
 
 
 def _alike(stream: Stream, other: Stream) -> bool:

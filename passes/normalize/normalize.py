@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, free_unbacked_symbols
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.metadata import keep_metadata
@@ -61,6 +61,7 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
             traced = _trace(Specialised(gm), static)
         except _SYMBOLIC as error:
             raise CannotRewrite(f"data-dependent control flow: {type(error).__name__}") from error
+    _refuse_unknown_sizes(traced)
     drop_idle_autocast(traced)
     _drop_unread_writes(traced)
     fresh_writes_to_values(traced, mode)
@@ -128,6 +129,18 @@ def _only_for(write: fx.Node, written: fx.Node) -> bool:
                 return False
             waiting.append(user)
     return True
+
+
+def _refuse_unknown_sizes(gm: fx.GraphModule) -> None:
+    """A tensor whose size is a result of the graph (`nonzero`, a boolean index) has no layout."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
+            raise CannotRewrite(
+                "a size depends on data: without fullgraph=True the graph breaks there, and what "
+                "lies behind can be merged",
+                node,
+            )
 
 
 def _refuse_unknown_constants(gm: fx.GraphModule) -> None:

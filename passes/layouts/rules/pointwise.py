@@ -14,6 +14,8 @@ from toma_fx.passes.layouts.layout import AtDestinations, Step, TokenLayout
 from toma_fx.passes.layouts.rules.table import Flow, layout_rule
 
 PRODUCTS = (aten.mul.Tensor,)
+FUSED_PRODUCTS = (aten.addcmul.default, aten.addcmul_.default)
+"""A product of the last two operands, added to the first."""
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 
 
@@ -25,7 +27,7 @@ def pointwise(node: fx.Node, flow: Flow) -> Step:
     args = list(node.args)
     for index, arg in enumerate(node.args):
         if is_tensor(arg) and flow.layout(arg) is None and layout.is_merged:
-            replaced = _partner(node, arg, layout, rank, flow)
+            replaced = _partner(node, index, layout, rank, flow)
             if replaced is None:
                 return Step(exit=_merged_operand(node, layout, flow))
             if isinstance(replaced, Leaving):
@@ -52,7 +54,7 @@ class Leaving:
 
 
 def _partner(
-    node: fx.Node, other: fx.Node, layout: TokenLayout, rank: int, flow: Flow
+    node: fx.Node, index: int, layout: TokenLayout, rank: int, flow: Flow
 ) -> object | None:
     """What replaces a full-length operand beside merged tokens; None to leave the region here.
 
@@ -65,6 +67,7 @@ def _partner(
     what the region adds to the stream. It is neither gathered nor merged: the tokens return to
     full length one operation earlier, and each is multiplied by the value that is its own.
     """
+    other: fx.Node = node.args[index]
     missing = rank - len(shape(other))
     axis = layout.axis - missing
     if axis < 0 or shape(other)[axis] == 1:
@@ -76,11 +79,18 @@ def _partner(
         stream = _gated_stream(node, axis, layout, flow)
         if stream is not None:
             return Leaving(stream)
-    if not flow.is_table(other, constant=node.target not in PRODUCTS):
+    if not flow.is_table(other, constant=not _multiplies_tokens(node, index, flow)):
         raise CannotRewrite(
             f"{op_name(node)} mixes merged tokens with a full-length activation", node
         )
     return AtDestinations(other, axis + missing, layout.batch, layout.segments, leading=missing)
+
+
+def _multiplies_tokens(node: fx.Node, index: int, flow: Flow) -> bool:
+    """Whether an operand is a factor of merged tokens, and is not added to them."""
+    if node.target in FUSED_PRODUCTS:
+        return index > 0 and flow.layout(node.args[3 - index]) is not None
+    return node.target in PRODUCTS
 
 
 def _gated_stream(product: fx.Node, axis: int, layout: TokenLayout, flow: Flow) -> fx.Node | None:

@@ -159,6 +159,14 @@ def test_tables_may_have_a_batch_axis_and_fewer_axes() -> None:
     assert_exact(Block(lambda b, h, table: h * table), single, single[0, :, :1].contiguous())
 
 
+def test_a_table_may_be_a_factor_of_a_product_that_is_added() -> None:
+    """As rotary embeddings by halves are written; what is added alone is refused above."""
+    x = repeated_tokens(2, 64)
+    own = x[..., :1].contiguous()
+    assert_exact(Block(lambda b, h, table: torch.addcmul(h, table, h.cos())), x, own)
+    assert_exact(Block(lambda b, h, table: torch.addcmul(h, h.cos(), table)), x, own)
+
+
 def test_tables_where_items_come_after_tokens() -> None:
     """Sequence-first code, as in `nn.MultiheadAttention`, with positions."""
 
