@@ -82,4 +82,6 @@ def _empty(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     sizes, strides = ([int(n) for n in numbers] for numbers in (value.shape, value.stride()))
-    return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+    found = torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+    # What a model may branch on between two graphs is the same at every call.
+    return found if value.dtype.is_floating_point or value.dtype.is_complex else found.zero_()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 import toma_fx
-from toma_fx.cli.inputs import inputs_for
 from toma_fx.cli.options import (
     add_config,
     add_dtype,
@@ -19,8 +18,11 @@ from toma_fx.cli.options import (
     check_writable,
     config_of,
     dtype_of,
+    inputs_of,
+    sides_of,
 )
-from toma_fx.cli.presets import build, find_preset
+from toma_fx.cli.presets import Preset, build_empty, find_preset
+from toma_fx.config import TomaConfig
 from toma_fx.picture import save_picture
 
 
@@ -38,9 +40,10 @@ def run(given: argparse.Namespace) -> None:
     check_writable("--png", given.png)
     config = config_of(given, **({"device": given.device} if given.device else {}))
     preset = find_preset(given.model)
-    with Console(stderr=True).status(f"tracing {given.model} on the meta device"):
-        model = build(preset, torch.device("meta"), dtype_of(given.dtype))
-        inputs = inputs_for(model, given.height, given.width, given.batch)
+    config = _drawn(config, preset, given)
+    with Console(stderr=True).status(f"tracing {given.model} without weights"):
+        model = build_empty(preset, dtype_of(given.dtype))
+        inputs = inputs_of(given, preset, model)
         report = toma_fx.explain(model, config=config, **inputs)
     text = json.dumps(report.to_dict(), indent=2)
     if given.json == Path("-"):
@@ -51,3 +54,11 @@ def run(given: argparse.Namespace) -> None:
             given.json.write_text(text + "\n")
     if given.png:
         print(f"wrote {save_picture(report, given.png)}", file=sys.stderr)
+
+
+def _drawn(config: TomaConfig, preset: Preset, given: argparse.Namespace) -> TomaConfig:
+    """The grid of the picture that is drawn, where others that are edited follow it."""
+    if not preset.references or config.grid is not None:
+        return config
+    height, width = sides_of(given, preset)
+    return dataclasses.replace(config, grid=(height // 16, width // 16))

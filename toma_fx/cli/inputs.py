@@ -1,20 +1,29 @@
-"""Arguments of a denoiser's call for a picture of some size: random numbers of the right shapes."""
+"""Arguments of a denoiser's call for a drawing of some size: random numbers of the right shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from toma_fx.cli import picture_inputs as pictures
+from toma_fx.cli import video_inputs as videos
+from toma_fx.cli.drawing import Drawing
 from toma_fx.errors import ModelError
 
 _TEXT = 77
 
 
 def inputs_for(
-    model: nn.Module, height: int, width: int, batch: int | None = None
+    model: nn.Module,
+    height: int,
+    width: int,
+    batch: int | None = None,
+    frames: int | None = None,
+    references: int = 0,
 ) -> dict[str, Any]:
     """Keyword arguments of one denoising step.
 
@@ -23,29 +32,45 @@ def inputs_for(
         height: of the picture in pixels.
         width: likewise.
         batch: items; None for what one picture needs (two where guidance doubles it).
+        frames: of a video; None for the usual number.
+        references: pictures of the same size that are edited, beside the one that is drawn.
 
     Raises:
-        ModelError: the model takes no picture of this size, or nothing is known of its class.
+        ModelError: the model takes no drawing of this size, or nothing is known of its class.
     """
     name = type(model).__name__
     if name not in _BUILDERS:
         raise ModelError(f"no inputs are known for {name} (known: {', '.join(_BUILDERS)})")
-    step, build = _BUILDERS[name]
+    known = _BUILDERS[name]
     for side, size in (("height", height), ("width", width)):
-        if size < step or size % step:
-            raise ModelError(f"{name} takes a {side} that is a multiple of {step}, not {size}")
+        if size < known.step or size % known.step:
+            raise ModelError(
+                f"{name} takes a {side} that is a multiple of {known.step}, not {size}"
+            )
+    drawing = Drawing(height, width, _frames(name, known, frames), batch, references)
+    if references and not known.edits:
+        raise ModelError(f"{name} edits no pictures")
     with next(model.parameters()).device:
-        return build(model, height, width, batch)
+        return known.build(model, drawing)
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(model.parameters()).dtype
+def _frames(name: str, known: _Known, frames: int | None) -> int:
+    if not known.every:
+        if frames not in (None, 1):
+            raise ModelError(f"{name} draws pictures, not {frames} frames")
+        return 1
+    frames = known.frames if frames is None else frames
+    if frames < 1 or (frames - 1) % known.every:
+        raise ModelError(f"{name} takes 1 + a multiple of {known.every} frames, not {frames}")
+    return frames
 
 
-def _unet(model: Any, height: int, width: int, batch: int | None) -> dict[str, Any]:
-    items, dtype, config = batch or 2, _dtype(model), model.config
+def _unet(model: Any, drawing: Drawing) -> dict[str, Any]:
+    items, dtype, config = drawing.batch or 2, pictures.dtype_of(model), model.config
     inputs: dict[str, Any] = {
-        "sample": torch.randn(items, config.in_channels, height // 8, width // 8, dtype=dtype),
+        "sample": torch.randn(
+            items, config.in_channels, drawing.height // 8, drawing.width // 8, dtype=dtype
+        ),
         "timestep": torch.tensor(500.0),
         "encoder_hidden_states": torch.randn(items, _TEXT, config.cross_attention_dim, dtype=dtype),
         "return_dict": False,
@@ -59,51 +84,36 @@ def _unet(model: Any, height: int, width: int, batch: int | None) -> dict[str, A
     return inputs
 
 
-def _flux(model: Any, height: int, width: int, batch: int | None) -> dict[str, Any]:
-    items, dtype, config, text = batch or 1, _dtype(model), model.config, 512
-    rows, columns = height // 16, width // 16
-    inputs = {
-        "hidden_states": torch.randn(items, rows * columns, config.in_channels, dtype=dtype),
-        "encoder_hidden_states": torch.randn(items, text, config.joint_attention_dim, dtype=dtype),
-        "pooled_projections": torch.randn(items, config.pooled_projection_dim, dtype=dtype),
-        "timestep": torch.full((items,), 0.5, dtype=dtype),
-        "img_ids": _positions(rows, columns),
-        "txt_ids": torch.zeros(text, 3),
-        "return_dict": False,
-    }
-    if config.guidance_embeds:
-        inputs["guidance"] = torch.full((items,), 3.5)
-    return inputs
+@dataclass(frozen=True)
+class _Known:
+    """What a class takes.
+
+    Attributes:
+        build: makes the arguments.
+        step: of a side in pixels: of the autoencoder, twice that where the model cuts patches of
+            two.
+        every: frames that the autoencoder makes one of; 0 for models of pictures.
+        frames: of a video, where no other number is asked for.
+        edits: whether pictures to be edited may come along.
+    """
+
+    build: Callable[[Any, Drawing], dict[str, Any]]
+    step: int
+    every: int = 0
+    frames: int = 1
+    edits: bool = False
 
 
-def _positions(rows: int, columns: int) -> Tensor:
-    """`img_ids` as the Flux pipeline makes them, `[rows · columns, 3]`."""
-    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-    return torch.cat((torch.zeros_like(places[:, :1]), places), 1)
-
-
-def _sd3(model: Any, height: int, width: int, batch: int | None) -> dict[str, Any]:
-    items, dtype, config = batch or 2, _dtype(model), model.config
-    rows, columns = (side // 8 // config.patch_size for side in (height, width))
-    if max(rows, columns) > config.pos_embed_max_size:
-        largest = config.pos_embed_max_size * config.patch_size * 8
-        raise ModelError(f"the position table ends at {largest} pixels a side")
-    return {
-        "hidden_states": torch.randn(
-            items, config.in_channels, height // 8, width // 8, dtype=dtype
-        ),
-        "encoder_hidden_states": torch.randn(items, 333, config.joint_attention_dim, dtype=dtype),
-        "pooled_projections": torch.randn(items, config.pooled_projection_dim, dtype=dtype),
-        "timestep": torch.full((items,), 500.0),
-        "return_dict": False,
-    }
-
-
-Builder = Callable[[Any, int, int, "int | None"], dict[str, Any]]
-# The smallest step of a side in pixels: eight for the autoencoder, twice that where the model
-# cuts patches of two.
-_BUILDERS: dict[str, tuple[int, Builder]] = {
-    "UNet2DConditionModel": (8, _unet),
-    "FluxTransformer2DModel": (16, _flux),
-    "SD3Transformer2DModel": (16, _sd3),
+_BUILDERS = {
+    "UNet2DConditionModel": _Known(_unet, 8),
+    "FluxTransformer2DModel": _Known(pictures.flux, 16, edits=True),
+    "SD3Transformer2DModel": _Known(pictures.sd3, 16),
+    "Flux2Transformer2DModel": _Known(pictures.flux2, 16, edits=True),
+    "ChromaTransformer2DModel": _Known(pictures.chroma, 16),
+    "QwenImageTransformer2DModel": _Known(pictures.qwen_image, 16, edits=True),
+    "ZImageTransformer2DModel": _Known(pictures.z_image, 16),
+    "WanTransformer3DModel": _Known(videos.wan, 16, every=4, frames=81),
+    "HunyuanVideo15Transformer3DModel": _Known(videos.hunyuan_video_15, 16, every=4, frames=121),
+    "LTX2VideoTransformer3DModel": _Known(videos.ltx2, 32, every=8, frames=121),
+    "CogVideoXTransformer3DModel": _Known(videos.cogvideox, 16, every=4, frames=49),
 }

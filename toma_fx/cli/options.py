@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from toma_fx.cli.inputs import inputs_for
-from toma_fx.cli.presets import PRESETS, build, find_preset
+from toma_fx.cli.presets import PRESETS, Preset, build, find_preset
 from toma_fx.config import TomaConfig, split_options
 from toma_fx.errors import ConfigError
 
@@ -27,9 +27,33 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None, size: int
         help=f"a preset ({', '.join(PRESETS)}), a diffusers model or pipeline folder, "
         "or a config.json",
     )
-    parser.add_argument("--height", type=int, default=size, help=f"pixels (default: {size})")
-    parser.add_argument("--width", type=int, default=size, help=f"pixels (default: {size})")
+    usual = f"pixels (default: {size}, or what the preset is for)"
+    parser.add_argument("--height", type=int, help=usual)
+    parser.add_argument("--width", type=int, help=usual)
+    parser.add_argument("--frames", type=int, help="of a video (default: what the model is for)")
+    parser.set_defaults(side=size)
     parser.add_argument("--batch", type=int, help="items; default: what one picture needs")
+
+
+def inputs_of(given: argparse.Namespace, preset: Preset, model: nn.Module) -> dict[str, Any]:
+    """The arguments of a call for the drawing that the arguments of `add_model` describe.
+
+    Raises:
+        ModelError: the model takes no drawing of this size.
+    """
+    height, width = sides_of(given, preset)
+    usual = preset.size[2] if preset.size else None
+    frames = usual if given.frames is None else given.frames
+    return inputs_for(model, height, width, given.batch, frames, preset.references)
+
+
+def sides_of(given: argparse.Namespace, preset: Preset) -> tuple[int, int]:
+    """Height and width in pixels: what was asked for, else what is usual."""
+    height, width = preset.size[:2] if preset.size else (given.side, given.side)
+    return (
+        height if given.height is None else given.height,
+        width if given.width is None else given.width,
+    )
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +102,9 @@ def running(given: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     name = given.on
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(find_preset(given.model), torch.device(name), dtype_of(given.dtype))
-    return model, inputs_for(model, given.height, given.width, given.batch)
+    preset = find_preset(given.model)
+    model = build(preset, torch.device(name), dtype_of(given.dtype))
+    return model, inputs_of(given, preset, model)
 
 
 def check_writable(option: str, path: Path | None) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from toma_fx.ahead.commands import export_command, run_package_command
 from toma_fx.cli.inputs import inputs_for
-from toma_fx.cli.options import add_config, add_dtype, add_model, config_of, dtype_of
+from toma_fx.cli.options import add_config, add_dtype, add_model, config_of, dtype_of, inputs_of
 from toma_fx.cli.presets import build, find_preset
 from toma_fx.errors import ConfigError
 
@@ -35,10 +35,11 @@ class Export:
     @staticmethod
     def run(given: argparse.Namespace) -> None:
         config = config_of(given)
-        sizes = [(given.height, given.width), *map(_size, given.also)]
-        device = torch.device(given.on)
-        model = build(find_preset(given.model), device, dtype_of(given.dtype))
-        calls = [inputs_for(model, *size, given.batch) for size in sizes]
+        also = [_size(text) for text in given.also]
+        device, preset = torch.device(given.on), find_preset(given.model)
+        model = build(preset, device, dtype_of(given.dtype))
+        calls = [inputs_of(given, preset, model)]
+        calls += [inputs_for(model, *size, given.batch, given.frames) for size in also]
         export_command(model, calls, given.out, config)
 
 

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from toma_fx.cli import current
 from toma_fx.config import closest
 from toma_fx.errors import MissingPackageError, ModelError
 
 _UNET, _FLUX, _SD3 = "UNet2DConditionModel", "FluxTransformer2DModel", "SD3Transformer2DModel"
+_FLUX2, _QWEN = "Flux2Transformer2DModel", "QwenImageTransformer2DModel"
+_WAN = "WanTransformer3DModel"
 _SDXL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -62,11 +65,17 @@ _SD35 = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A diffusers class and its configuration."""
+    """A diffusers class, its configuration, and what it is asked to draw."""
 
     name: str
     class_name: str
     config: dict[str, Any]
+    # Height, width and frames, where they are not those of every picture.
+    size: tuple[int, int, int] | None = None
+    # Pictures that are edited, beside the one that is drawn.
+    references: int = 0
+    # Whether a call reads values, of which tensors on the meta device have none.
+    values: bool = False
 
 
 PRESETS = {
@@ -118,6 +127,30 @@ PRESETS = {
                 "pos_embed_max_size": 192,
             },
         ),
+        Preset("kontext", _FLUX, current.KONTEXT, references=1),
+        Preset("chroma", "ChromaTransformer2DModel", current.CHROMA),
+        Preset("flux2-dev", _FLUX2, current.FLUX2_DEV),
+        Preset("flux2-klein", _FLUX2, current.FLUX2_KLEIN),
+        Preset("qwen-image", _QWEN, current.QWEN_IMAGE),
+        Preset("qwen-image-edit", _QWEN, current.QWEN_IMAGE_EDIT, references=1, values=True),
+        Preset("z-image-turbo", "ZImageTransformer2DModel", current.Z_IMAGE_TURBO),
+        Preset("wan21-1.3b", _WAN, current.WAN21_1_3B, size=(480, 832, 81)),
+        Preset("wan22-a14b", _WAN, current.WAN22_A14B, size=(720, 1280, 81)),
+        Preset("wan22-ti2v-5b", _WAN, current.WAN22_TI2V_5B, size=(704, 1280, 121)),
+        Preset("ltx2", "LTX2VideoTransformer3DModel", current.LTX2, size=(512, 768, 121)),
+        Preset(
+            "hunyuan-video-15",
+            "HunyuanVideo15Transformer3DModel",
+            current.HUNYUAN_VIDEO_15,
+            size=(720, 1280, 121),
+            values=True,
+        ),
+        Preset(
+            "cogvideox-5b",
+            "CogVideoXTransformer3DModel",
+            current.COGVIDEOX_5B,
+            size=(480, 720, 49),
+        ),
         Preset("sdxl-small", _UNET, _SDXL_SMALL),
         Preset("flux-small", _FLUX, _FLUX_SMALL),
     )
@@ -168,6 +201,16 @@ def build(preset: Preset, device: torch.device, dtype: torch.dtype) -> nn.Module
             f"{preset.name} is no configuration of {preset.class_name}: {reason}"
         ) from error
     return model.to(dtype).eval()
+
+
+def build_empty(preset: Preset, dtype: torch.dtype) -> nn.Module:
+    """The model without weights: on the meta device, or in memory that nothing is written to.
+
+    Raises:
+        ModelError: as `build`.
+    """
+    model = build(preset, torch.device("meta"), dtype)
+    return model.to_empty(device="cpu") if preset.values else model
 
 
 def _config_file(path: Path) -> Path:
