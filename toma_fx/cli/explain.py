@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 import toma_fx
+from toma_fx.cli.inputs import drawn_grid
 from toma_fx.cli.options import (
     add_config,
     add_dtype,
@@ -21,8 +22,7 @@ from toma_fx.cli.options import (
     inputs_of,
     sides_of,
 )
-from toma_fx.cli.presets import Preset, build_empty, find_preset
-from toma_fx.config import TomaConfig
+from toma_fx.cli.presets import build_empty, find_preset
 from toma_fx.picture import save_picture
 
 
@@ -40,10 +40,12 @@ def run(given: argparse.Namespace) -> None:
     check_writable("--png", given.png)
     config = config_of(given, **({"device": given.device} if given.device else {}))
     preset = find_preset(given.model)
-    config = _drawn(config, preset, given)
     with Console(stderr=True).status(f"tracing {given.model} without weights"):
         model = build_empty(preset, dtype_of(given.dtype))
         inputs = inputs_of(given, preset, model)
+        if preset.needs_grid and config.grid is None:
+            grid = drawn_grid(inputs, *sides_of(given, preset))
+            config = dataclasses.replace(config, grid=grid)
         report = toma_fx.explain(model, config=config, **inputs)
     text = json.dumps(report.to_dict(), indent=2)
     if given.json == Path("-"):
@@ -54,11 +56,3 @@ def run(given: argparse.Namespace) -> None:
             given.json.write_text(text + "\n")
     if given.png:
         print(f"wrote {save_picture(report, given.png)}", file=sys.stderr)
-
-
-def _drawn(config: TomaConfig, preset: Preset, given: argparse.Namespace) -> TomaConfig:
-    """The grid of the picture that is drawn, where others that are edited follow it."""
-    if not preset.references or config.grid is not None:
-        return config
-    height, width = sides_of(given, preset)
-    return dataclasses.replace(config, grid=(height // 16, width // 16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,12 @@ def inputs_for(
         raise ModelError(f"{name} edits no pictures")
     with next(model.parameters()).device:
         return known.build(model, drawing)
+
+
+def drawn_grid(inputs: Mapping[str, Any], height: int, width: int) -> tuple[int, ...]:
+    """The grid of what is drawn, where a graph does not tell it from what comes along."""
+    hidden = inputs["hidden_states"]
+    return tuple(hidden.shape[2:]) if hidden.dim() == 5 else (height // 16, width // 16)
 
 
 def _frames(name: str, known: _Known, frames: int | None) -> int:

@@ -77,6 +77,11 @@ class Preset:
     # Whether a call reads values, of which tensors on the meta device have none.
     values: bool = False
 
+    @property
+    def needs_grid(self) -> bool:
+        """Whether no graph tells what is drawn: others come along, or the model is several."""
+        return self.references > 0 or self.values
+
 
 PRESETS = {
     preset.name: preset
