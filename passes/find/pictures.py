@@ -66,11 +66,11 @@ class Pictures:
         return {key for key, origin in self._origins.items() if origin.length == size}
 
     def _of_size(self, reaching: set[Key]) -> set[Key]:
-        """The streams that are the named picture, else the one that is long enough to hold it."""
+        """The streams that are the named picture, else the one that holds it behind its start."""
         size = math.prod(self._grid or ())
         exact = {key for key in reaching if self._origins[key].length == size}
         holding = {key for key in reaching if self._origins[key].length >= self._start + size}
-        return exact or (holding if len(holding) == 1 else set())
+        return exact or (holding if self._start and len(holding) == 1 else set())
 
     def locate(self, region: Region, stream: Stream) -> None:
         """Set the region's layout and origin, or say why none of its tokens is merged."""

@@ -37,7 +37,7 @@ def hunyuan_video_15(model: Any, drawing: Drawing) -> dict[str, Any]:
     words, glyphs, patches = 1000, 256, 729
     return {
         "hidden_states": torch.randn(items, config.in_channels, *sides, dtype=dtype),
-        "timestep": torch.full((items,), 500.0),
+        "timestep": torch.full((items,), 500.0, dtype=dtype),
         "encoder_hidden_states": torch.randn(items, words, config.text_embed_dim, dtype=dtype),
         "encoder_attention_mask": torch.ones(items, words, dtype=dtype),
         "encoder_hidden_states_2": torch.randn(items, glyphs, config.text_embed_2_dim, dtype=dtype),
