@@ -15,7 +15,7 @@ from tests.models import flux, flux_inputs, sdxl, sdxl_inputs
 from toma_fx import Report, TomaConfig
 from toma_fx.passes import run_passes
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
-from toma_fx.reuse import PlanState
+from toma_fx.passes.rewrite.lift import kept_by
 from toma_fx.share import share_of
 
 Grid = tuple[int, int]
@@ -83,8 +83,11 @@ class Subject:
     def paced(self, **options: Any) -> dict[Computes, Rewritten]:
         """A graph of each pace; they share their memory."""
         made = {one: self.rewritten(Pace(one, rests=True), **options) for one in Computes}
-        state = PlanState(made[Computes.SHARE].graph, self.given)
-        assert all(state.share(one.graph) for one in made.values())
+        kept = kept_by(made[Computes.SHARE].graph)
+        for one in made.values():
+            assert _facts(kept_by(one.graph)) == _facts(kept)
+            for name, buffer in kept.items():
+                one.graph.register_buffer(name, buffer)
         return made
 
 
@@ -110,6 +113,10 @@ class Rewritten:
         """Bytes of what tokens were, and of the times."""
         buffers = self.graph.named_buffers()
         return sum(b.numel() * b.element_size() for n, b in buffers if n.startswith("toma_memory"))
+
+
+def _facts(kept: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (buffer.shape, buffer.dtype) for name, buffer in kept.items()}
 
 
 def _leaves(call: dict[str, Any]) -> dict[str, Any]:

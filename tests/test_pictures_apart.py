@@ -73,13 +73,13 @@ class Studio:
 
     def chill(self) -> None:
         """As in a fresh process: nothing in any buffer."""
-        for state in _of(self.model):
-            state.enter("default")
-            for buffer in state._state:
-                buffer.zero_()
-            state._parked.clear()
-            assert state.tally is not None
-            state.tally[guard.FRESH] = guard.COLD
+        for kept in _of(self.model):
+            assert kept.tally is not None
+            statistics = kept.tally.clone()
+            for tensor in kept.tensors.values():
+                tensor.zero_()
+            kept.tally.copy_(statistics)
+            kept.tally[guard.FRESH] = guard.COLD
 
     def paint(self, one: Picture, until: int | None = None) -> list[Tensor]:
         """The latents after each step; after `until` steps it is left as it is."""

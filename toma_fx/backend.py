@@ -26,8 +26,9 @@ from toma_fx.limits import Limit, listen, shared_advice
 from toma_fx.passes import RewriteResult, run_passes
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.numbers import numbers_as_tensors, taking_numbers
+from toma_fx.passes.rewrite.lift import Lifted, lift
 from toma_fx.report import Report
-from toma_fx.reuse import PlanState, state_of
+from toma_fx.owners import PlanState
 
 _last = Report()
 
@@ -90,10 +91,11 @@ def compile_merged(
     merged = result.graph_module
     if merged is gm:
         return compiler(gm, example_inputs), result.report
-    if paced is None:
-        guarded = PlanState(merged, inputs).guarded(compiler(merged, inputs))
-    else:
-        guarded = paced.guarded(result, inputs, compiler)
+    lifted = lift(merged)
+    state = (paced or Paced()).state(lifted, inputs, merged)
+    compiled = compiler(merged, [*inputs, *lifted.examples])
+    shared = paced.sharing(result) if paced is not None else {}
+    guarded = state.guarded(compiled, lifted.names, **shared)
     return taking_numbers(guarded, numbers), result.report
 
 
@@ -107,19 +109,25 @@ class Paced:
         mine: states that this one uses, one for each part of a model whose graph breaks.
     """
 
-    pace: Pace
-    shared: list[PlanState]
+    pace: Pace = USUAL
+    shared: list[PlanState] = field(default_factory=list)
     mine: list[PlanState] = field(default_factory=list)
 
-    def guarded(
-        self, result: RewriteResult, inputs: Sequence[Any], compiler: Compiler
-    ) -> Callable[..., Any]:
-        """Compile a rewritten graph on the buffers that it shares."""
-        merged, pace = result.graph_module, self.pace
-        state = state_of(merged, inputs, self.shared, self.mine)
-        told_apart = result.told_apart if pace.rests else None
-        computes = pace.computes is not Computes.NONE
-        return state.guarded(compiler(merged, inputs), told_apart, computes)
+    def state(self, lifted: Lifted, inputs: Sequence[Any], merged: fx.GraphModule) -> PlanState:
+        """What a rewritten graph keeps: with another graph, where that keeps the same."""
+        for state in self.shared:
+            if state not in self.mine and state.fits(lifted):
+                self.mine.append(state)
+                return state
+        state = PlanState(lifted, inputs, merged.parameters())
+        self.shared.append(state)
+        self.mine.append(state)
+        return state
+
+    def sharing(self, result: RewriteResult) -> dict[str, Any]:
+        """Arguments of `PlanState.guarded`."""
+        told_apart = result.told_apart if self.pace.rests else None
+        return {"told_apart": told_apart, "computes": self.pace.computes is not Computes.NONE}
 
 
 def rewrite(

@@ -17,6 +17,10 @@ from toma_fx.passes.graph.nodes import aten
 from toma_fx.passes.methods.pace import USUAL, Pace
 
 
+MOMENT = "toma_moment_"
+"""Names of what tells a graph the moment from outside begin so."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """What the guard says of a call, as nodes on the device of the plans.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toma_fx.diffusers.arguments import Arguments, Call
+from toma_fx.arguments import Arguments, Call
 from toma_fx.diffusers.graphs import (
     DENSE,
     MERGED,
@@ -23,7 +23,8 @@ from toma_fx.diffusers.graphs import (
 from toma_fx.diffusers.progress import Moment, Progress
 from toma_fx.diffusers.recipe import Recipe
 from toma_fx.errors import PipelineWarning
-from toma_fx.reuse import NothingRemembered, reset
+from toma_fx.owners import NothingRemembered
+from toma_fx.reuse import reset
 
 # Denoisers whose pipelines run both halves of guidance as one batch, first the negative prompts.
 # Others call twice, or have guidance as an input; pairing their items would mix pictures.

@@ -20,14 +20,14 @@ from torch import fx, nn
 from toma_fx.backend import Paced, compile_merged, tell_limit
 from toma_fx.compiler import Compiler
 from toma_fx.config import TomaConfig
-from toma_fx.diffusers.arguments import Call, tensors
+from toma_fx.arguments import Call, tensors
 from toma_fx.diffusers.recipe import Recipe
 from toma_fx.dynamo import forget, handed_on, own_count, private_copy
 from toma_fx.errors import AutogradError, ConfigError, PlainModelWarning
 from toma_fx.limits import Limit, listen
+from toma_fx.owners import PlanState
 from toma_fx.passes.methods.pace import Computes, Pace
 from toma_fx.report import Report
-from toma_fx.reuse import PlanState
 
 Kind = str
 MERGED, PAIRED, RESTING, DENSE, PLAIN = KINDS = (
