@@ -6,19 +6,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import fx
 from torch._dynamo.utils import counters
 
-from toma_fx.config import TomaConfig
+from toma_fx.config import SHARES, TomaConfig
 from toma_fx.devices import DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.autotune import Autotuner
 from toma_fx.passes.find.find import find
 from toma_fx.passes.find.region import Forecast, Group, Region
+from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.logs import record
 from toma_fx.passes.methods import METHODS
@@ -61,12 +62,24 @@ class RewriteResult:
 
 
 def run_passes(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], config: TomaConfig, pace: Pace = USUAL
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: TomaConfig,
+    pace: Pace = USUAL,
+    outside: Outside | None = None,
 ) -> RewriteResult:
     """normalize → find → plan → hoist → rewrite → verify; `gm` comes back untouched on refusal.
 
     `logs` says how to see the report and the graphs.
+
+    Args:
+        gm: any graph module.
+        example_inputs: one per placeholder.
+        config: how it is merged.
+        pace: what it computes of its regions.
+        outside: what it is told of the model that it is part of; None where nobody tells anything.
     """
+    told = outside or Outside()
     assert pace == USUAL or METHODS[config.method].remembers
     told_apart: tuple[int, ...] = ()
     clock = _Clock()
@@ -78,15 +91,15 @@ def run_passes(
         report.notes += [LIFTED] if lift_marks(example_inputs) else []
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
-        regions = clock.time("find", lambda: _find(analysis, config))
+        regions = clock.time("find", lambda: _find(analysis, config, told))
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
-        groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen))
+        groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen, told))
         if groups:
-            guard = clock.time("guard", lambda: _guard(analysis, groups, config))
+            guard = clock.time("guard", lambda: _guard(analysis, groups, config, outside))
             report.notes += [guard.note] if guard.note else []
             told_apart = _places(normal, guard, groups, config)
-            one = _Rewriting(normal, analysis, regions, guard, config, judge, scopes)
+            one = _Rewriting(normal, analysis, regions, guard, config, judge, scopes, told)
             result = clock.time("rewrite", lambda: one.run(pace))
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
@@ -103,6 +116,8 @@ def run_passes(
         new = None if result is gm else result
         report.forecast = model_forecast(normal.graph, regions, config, profile, new)
     report.remarks = scope_remarks(regions)
+    if result is not gm and told.followed and METHODS[config.method].stateful:
+        report.remarks.append(_SHARED[METHODS[config.method].remembers, config.share])
     if result is not gm and pace.remark:
         report.remarks.append(pace.remark)
     report.notes += [
@@ -114,7 +129,7 @@ def run_passes(
     return RewriteResult(result, report, told_apart)
 
 
-def _find(analysis: Analysis, config: TomaConfig) -> list[Region]:
+def _find(analysis: Analysis, config: TomaConfig, outside: Outside) -> list[Region]:
     return find(
         analysis,
         config.grid,
@@ -122,7 +137,15 @@ def _find(analysis: Analysis, config: TomaConfig) -> list[Region]:
         config.keys,
         grid_start=config.grid_start,
         references=config.references,
+        outside=outside,
     )
+
+
+_SHARED = {
+    **{(True, share): "each block remembers for itself" for share in SHARES},
+    **{(False, share): "each block has a plan of its own" for share in SHARES},
+    (False, "run"): "blocks of one list share a plan, made by the first that is called",
+}
 
 
 @dataclass
@@ -136,6 +159,7 @@ class _Rewriting:
     config: TomaConfig
     judge: Judge
     scopes: Scopes
+    told: Outside
 
     def run(self, pace: Pace) -> fx.GraphModule:
         """Hoist and rewrite; a region whose replay fails is dropped and the others planned again.
@@ -143,7 +167,7 @@ class _Rewriting:
         Whatever the pace, regions are those that the replay on fewer tokens has proven.
         """
         usual = Pace(rests=pace.rests)
-        while groups := plan(self.regions, self.config, self.judge, self.scopes.widen):
+        while groups := plan(self.regions, self.config, self.judge, self.scopes.widen, self.told):
             try:
                 with _no_tracebacks():
                     found = self._built(groups, usual)
@@ -167,8 +191,10 @@ def _places(
     return tuple(place for place, node in enumerate(placeholders) if node in known)
 
 
-def _guard(analysis: Analysis, groups: list[Group], config: TomaConfig) -> GuardInputs:
-    """What the guard reads; nothing where no plan outlives a call.
+def _guard(
+    analysis: Analysis, groups: list[Group], config: TomaConfig, outside: Outside | None
+) -> GuardInputs:
+    """What the guard reads; nothing where no plan outlives a call, or the moment is told.
 
     Raises:
         CannotRewrite: a method that remembers would take every call for a picture's first.
@@ -176,9 +202,16 @@ def _guard(analysis: Analysis, groups: list[Group], config: TomaConfig) -> Guard
     method = METHODS[config.method]
     if not method.stateful:
         return GuardInputs(None)
+    if outside is not None and outside.followed:
+        return GuardInputs(None, outside=True)
     found = find_guard_inputs(analysis, groups, config)
+    if found.timestep is not None or outside is None:
+        note = found.note
+    else:
+        note = f"{found.note}. A block shows no step: toma_fx.follow(model) follows the denoiser"
+        found = replace(found, note=note, outside=True)
     if method.remembers and found.timestep is None:
-        raise CannotRewrite(f"{config.method} needs to know a picture's steps: {found.note}")
+        raise CannotRewrite(f"{config.method} needs to know a picture's steps: {note}")
     return found
 
 

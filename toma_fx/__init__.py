@@ -26,6 +26,7 @@ from toma_fx.errors import (
     TomaWarning,
 )
 from toma_fx.explain import explain
+from toma_fx.following import Following, follow, unfollow
 from toma_fx.passes import RewriteResult
 from toma_fx.reference import select_destinations
 from toma_fx.report import RegionReport, Report
@@ -39,6 +40,7 @@ __all__ = [
     "CannotRewrite",
     "ConfigError",
     "ExportError",
+    "Following",
     "LimitWarning",
     "LoadedModel",
     "MismatchError",
@@ -56,6 +58,7 @@ __all__ = [
     "bisect",
     "explain",
     "export",
+    "follow",
     "last_report",
     "load",
     "reset",
@@ -65,4 +68,5 @@ __all__ = [
     "stream",
     "toma_backend",
     "transform",
+    "unfollow",
 ]

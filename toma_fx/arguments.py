@@ -26,20 +26,31 @@ class Arguments:
 
     Args:
         model: the denoiser; its first argument is the latents.
+
+    Attributes:
+        latents_name: of that argument.
+        timestep_name: of the timestep.
     """
 
     def __init__(self, model: nn.Module) -> None:
         names = list(inspect.signature(model.forward).parameters)
-        self._latents = names[0] if names else ""
-        self._timestep = next((name for name in _TIMESTEPS if name in names), "timestep")
+        self.latents_name = names[0] if names else ""
+        self.timestep_name = next((name for name in _TIMESTEPS if name in names), "timestep")
         self._places = {name: place for place, name in enumerate(names)}
         self._told = False
 
     def latents(self, call: Call) -> Any:
-        return self._read(call, self._latents)
+        return self._read(call, self.latents_name)
 
     def timestep(self, call: Call) -> Any:
-        return self._read(call, self._timestep)
+        return self._read(call, self.timestep_name)
+
+    def by_name(self, call: Call) -> dict[str, Any]:
+        """All arguments of a call, by name; those without one, behind `*args`, by their place."""
+        args, kwargs = call
+        names = {place: name for name, place in self._places.items()}
+        placed = {names.get(place, f"args[{place}]"): value for place, value in enumerate(args)}
+        return {**placed, **kwargs}
 
     def with_tensors(self, call: Call) -> Call:
         """The same call with a tensor for a timestep that is a number.
@@ -52,9 +63,9 @@ class Arguments:
         whole = isinstance(number, Integral)
         tensor = torch.tensor(number, dtype=torch.int64 if whole else torch.float64)
         args, kwargs = call
-        if self._timestep in kwargs:
-            return args, {**kwargs, self._timestep: tensor}
-        place = self._places[self._timestep]
+        if self.timestep_name in kwargs:
+            return args, {**kwargs, self.timestep_name: tensor}
+        place = self._places[self.timestep_name]
         return (*args[:place], tensor, *args[place + 1 :]), kwargs
 
     def for_dynamo(self, call: Call, merges: bool) -> Call:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from toma_fx import operations  # noqa: F401 - registers the operation that the graphs call
 from toma_fx.compiler import Compiler, choose
@@ -22,13 +22,16 @@ from toma_fx.errors import (
     PlainModelWarning,
     TomaWarning,
 )
+from toma_fx.following import calls, tell_unfollowed
 from toma_fx.limits import Limit, listen, shared_advice
+from toma_fx.owners import NotFollowed, PlanState
 from toma_fx.passes import RewriteResult, run_passes
+from toma_fx.passes.graph.outside import Outside
+from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.numbers import numbers_as_tensors, taking_numbers
 from toma_fx.passes.rewrite.lift import Lifted, lift
 from toma_fx.report import Report
-from toma_fx.owners import PlanState
 
 _last = Report()
 
@@ -86,17 +89,46 @@ def compile_merged(
     """
     _refuse_autograd(example_inputs)
     inputs, numbers = numbers_as_tensors(gm, example_inputs)
-    result = run_passes(gm, inputs, config, paced.pace if paced else USUAL)
+    pace = paced.pace if paced is not None else USUAL
+    result = run_passes(gm, inputs, config, pace, _outside(gm, inputs))
     remember(result.report)
     merged = result.graph_module
     if merged is gm:
         return compiler(gm, example_inputs), result.report
     lifted = lift(merged)
-    state = (paced or Paced()).state(lifted, inputs, merged)
+    state = (paced or Paced()).state(lifted, inputs, merged, config)
     compiled = compiler(merged, [*inputs, *lifted.examples])
     shared = paced.sharing(result) if paced is not None else {}
     guarded = state.guarded(compiled, lifted.names, **shared)
+    if METHODS[config.method].remembers and lifted.moment:
+        return _plain_unfollowed(taking_numbers(guarded, numbers), gm), result.report
     return taking_numbers(guarded, numbers), result.report
+
+
+def _outside(gm: fx.GraphModule, inputs: Sequence[Any]) -> Outside:
+    """What a followed model tells of its call, where the graph is a part of one that runs."""
+    held = [value for value in inputs if isinstance(value, nn.Parameter)]
+    parameters = {id(parameter) for parameter in (*held, *gm.parameters())}
+    mine = (call for call in calls() if call.following.place(parameters) is not None)
+    call = next(mine, None)
+    return Outside() if call is None else call.outside()
+
+
+def _plain_unfollowed(compiled: Callable[..., Any], gm: fx.GraphModule) -> Callable[..., Any]:
+    """The compiled graph, and the plain one where nobody tells the step any longer."""
+    told = False
+
+    def run(*args: Any) -> Any:
+        nonlocal told
+        try:
+            return compiled(*args)
+        except NotFollowed:
+            if not told:
+                told = True
+                tell_unfollowed()
+            return gm(*args)
+
+    return run
 
 
 @dataclass
@@ -113,13 +145,15 @@ class Paced:
     shared: list[PlanState] = field(default_factory=list)
     mine: list[PlanState] = field(default_factory=list)
 
-    def state(self, lifted: Lifted, inputs: Sequence[Any], merged: fx.GraphModule) -> PlanState:
+    def state(
+        self, lifted: Lifted, inputs: Sequence[Any], merged: fx.GraphModule, config: TomaConfig
+    ) -> PlanState:
         """What a rewritten graph keeps: with another graph, where that keeps the same."""
         for state in self.shared:
             if state not in self.mine and state.fits(lifted):
                 self.mine.append(state)
                 return state
-        state = PlanState(lifted, inputs, merged.parameters())
+        state = PlanState(lifted, inputs, merged.parameters(), config)
         self.shared.append(state)
         self.mine.append(state)
         return state

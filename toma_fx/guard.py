@@ -204,6 +204,34 @@ def count_selection(tally: Tensor) -> Tensor:
     return tally + torch.stack([place == entry for entry in counted]).any(0)
 
 
+def notice(
+    seen: Tensor, tally: Tensor, told: Tensor, slot: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What is due in a part of a model that is told the moment from outside.
+
+    Due is what happened since the part looked the last time, also where it was left out of calls in
+    between. Where nobody tells, every call begins a generation, and is counted here.
+
+    Args:
+        seen: `[S, 3]` int64: for each slot what was told when it was last used, 0 before.
+        tally: `[TALLY_SIZE]`.
+        told: `[4]` int64: the numbers of the calls in which the slot's generation began, its
+            destinations were picked and its weights computed for the last time, and the step.
+            Numbers are above 0, and negative where nobody tells.
+        slot: `[1]` int64; None where there is one.
+
+    Returns:
+        Phase, step and whether the slot starts from nothing, as from `decide`; the new row of
+        `seen` `[3]`, and the new tally.
+    """
+    mine = seen[0] if slot is None else seen.index_select(0, slot).squeeze(0)
+    numbers, alone = told[:3], told[0] < 0
+    fresh, select, weigh = ((mine != numbers) | alone).unbind()
+    phase = torch.where(select, SELECT, torch.where(weigh, WEIGH, REUSE)).to(torch.int32)
+    counted = torch.where(alone, count_selection(tally), tally)
+    return phase, told[3], fresh, torch.where(alone, 0, numbers), counted
+
+
 def cold_tally(device: torch.device) -> Tensor:
     """The statistics before the first call; every slot is cold."""
     tally = torch.zeros(TALLY_SIZE, dtype=torch.int64, device=device)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from toma_fx import guard
+from toma_fx.following import followings_in
 from toma_fx.owners import Kept, owners_in, states
 from toma_fx.streams import opened
 
@@ -57,6 +59,8 @@ def reset(model: nn.Module) -> None:
     """
     for owner in owners_in(model):
         owner.forget()
+    for following in followings_in(map(id, model.parameters())):
+        following.forget()
 
 
 def reuse_stats(model: nn.Module) -> ReuseStats:
@@ -66,11 +70,14 @@ def reuse_stats(model: nn.Module) -> ReuseStats:
     """
     total = ReuseStats()
     parameters = {id(parameter) for parameter in model.parameters()}
+    plans: dict[tuple[Any, ...], int] = {}
     for state in list(states):
-        total.groups += state.plans(parameters)
-    for owner in owners_in(model):
-        for tally in owner.tallies():
-            total.count(tally)
+        plans.update(state.plans(parameters))
+    total.groups = sum(plans.values())
+    tallies = [tally for owner in owners_in(model) for tally in owner.tallies()]
+    tallies += [tally for one in followings_in(parameters) for tally in one.tallies()]
+    for tally in tallies:
+        total.count(tally)
     return total
 
 

@@ -31,3 +31,8 @@ def stream_of(parameters: Set[int]) -> str:
         if not theirs.isdisjoint(parameters):
             return name
     return DEFAULT_STREAM
+
+
+def any_open() -> bool:
+    """Whether any stream is open here."""
+    return bool(_open.get())

@@ -23,6 +23,7 @@ from toma_fx.passes.find.pictures import Grid, Pictures
 from toma_fx.passes.find.region import Region
 from toma_fx.passes.graph.attentions import is_attention
 from toma_fx.passes.graph.nodes import LINEARS, common_module, is_tensor, op_name, shape
+from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.layouts.layout import Segment
 from toma_fx.passes.layouts.propagate import Propagation
@@ -37,6 +38,7 @@ def find(
     *,
     grid_start: int = 0,
     references: str = "keep",
+    outside: Outside = Outside(),  # noqa: B008 - frozen
 ) -> list[Region]:
     """All attention and MLP regions of a normalised graph, in graph order.
 
@@ -48,11 +50,12 @@ def find(
         keys: `TomaConfig.keys`: whose keys and values attention sees.
         grid_start: `TomaConfig.grid_start`.
         references: `TomaConfig.references`.
+        outside: what is known of the picture beside that.
     """
     streams, position = analysis.streams, analysis.position
     entries = find_entries(analysis.graph, analysis.inputs)
     candidates = [streams.of(entry.node, 1) for entry in entries]
-    pictures = Pictures(candidates, streams, grid, grid_start, references == "keep")
+    pictures = Pictures(candidates, streams, grid, grid_start, references == "keep", outside)
     regions = _located(entries, pictures, analysis, method, keys)
     cuts = pictures.learn(regions)
     if cuts is not None:

@@ -17,6 +17,7 @@ import torch
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Region
+from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.layout import Origin, Segment, TokenLayout
 from toma_fx.passes.layouts.streams import Cuts, Key, Piece, Stream, Streams
 
@@ -30,7 +31,7 @@ class Pictures:
 
     A picture is a stream that folds sides and unfolds them again or reaches the output, else the
     one whose token axis reaches the output. Where several do, it is the one that stands on a grid
-    of pixels, or of which `grid` gives the size.
+    of pixels, or of which `grid`, or whoever is outside, gives the size.
 
     Args:
         candidates: the streams of all entries.
@@ -38,10 +39,17 @@ class Pictures:
         grid: `TomaConfig.grid`.
         start: `TomaConfig.grid_start`.
         apart: whether the pictures that are edited stay at full length.
+        outside: what is known of the picture beside that.
     """
 
     def __init__(
-        self, candidates: list[Stream], streams: Streams, grid: Grid, start: int, apart: bool
+        self,
+        candidates: list[Stream],
+        streams: Streams,
+        grid: Grid,
+        start: int,
+        apart: bool,
+        outside: Outside,
     ) -> None:
         self._grid = grid if isinstance(grid, tuple) else None
         self._start = start
@@ -53,6 +61,9 @@ class Pictures:
         self._keys = folded or reaching or self._named()
         if not folded and self._grid and len(reaching) > 1:
             self._keys = self._of_size(reaching)
+        elif not folded and len(reaching) > 1:
+            told = {key for key in reaching if outside.knows(self._origins[key].length)}
+            self._keys = told or self._keys
         self._sides = streams.sides
         drawn = self._keys & set(self._sides)
         if len(drawn) == 1 and not folded:

@@ -16,7 +16,6 @@ from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
 from toma_fx.passes.methods.pace import USUAL, Pace
 
-
 MOMENT = "toma_moment_"
 """Names of what tells a graph the moment from outside begin so."""
 

@@ -13,6 +13,7 @@ from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Positions, Region
+from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.streams import Piece
 from toma_fx.passes.methods import Method
 from toma_fx.windows import Windows
@@ -37,8 +38,14 @@ class Arrangement:
     grid: tuple[int, ...] | None = None
 
 
-def arrange(region: Region, config: TomaConfig, method: Method) -> Arrangement:
+def arrange(region: Region, config: TomaConfig, method: Method, outside: Outside) -> Arrangement:
     """Windows and token order of a stream.
+
+    Args:
+        region: one of those that share them.
+        config: what the user chose.
+        method: which kind of windows.
+        outside: what is known of the grid where the graph does not show it.
 
     Raises:
         CannotRewrite: the order needs the grid, and nothing tells it.
@@ -46,12 +53,16 @@ def arrange(region: Region, config: TomaConfig, method: Method) -> Arrangement:
     tokens = region.tokens
     side, follows = method.cells(config)
     if follows == "lattice":
-        return _places(region, config, method)
+        return _places(region, config, method, outside)
     size = side**2 if isinstance(side, int) else math.prod(side)
     if follows in ("stripe", "global", "pair"):
         size = {"stripe": size, "global": tokens, "pair": math.isqrt(size)}[follows]
         return _static(method.windows(tokens, size, config), list(range(tokens)), "")
-    grids, note = _grids(region, config)
+    told = None if _shows(region, config) else outside.positions(tokens)
+    if told is not None:
+        sequence = orders.order_from_positions(told, side, follows, orders.curve_table()).tolist()
+        return _static(method.windows(tokens, size, config), sequence, "")
+    grids, note = _grids(region, config, outside)
     if not grids:
         return Arrangement(method.windows(tokens, size, config), None, region.positions, note)
     if len(grids[0]) == 1:  # a sound: neighbours are those in sequence
@@ -61,7 +72,7 @@ def arrange(region: Region, config: TomaConfig, method: Method) -> Arrangement:
     if math.prod(sides) != size:
         notes.append(f"window clamped to {_times(sides)}")
     windows = method.windows(tokens, math.prod(sides), config)
-    sequence: list[int] = []
+    sequence = []
     for grid in grids:
         if len(sequence) % windows.size or (sequence and windows.pads):
             notes.append("pictures share a window where they meet")
@@ -71,13 +82,13 @@ def arrange(region: Region, config: TomaConfig, method: Method) -> Arrangement:
     return _static(windows, sequence, "; ".join(dict.fromkeys(notes)))
 
 
-def _places(region: Region, config: TomaConfig, method: Method) -> Arrangement:
+def _places(region: Region, config: TomaConfig, method: Method, outside: Outside) -> Arrangement:
     """The grid itself, for a method that goes by the places of tokens: no order, no windows."""
     tokens = region.tokens
     windows = method.windows(tokens, tokens, config)
     if config.order == "stripe":
         return Arrangement(windows, None, None, "", (1, tokens))
-    grids, note = _grids(region, config)
+    grids, note = _grids(region, config, outside)
     if not grids:
         return Arrangement(windows, None, region.positions, note)
     return Arrangement(windows, None, None, note, _stacked(grids, tokens))
@@ -107,14 +118,26 @@ def _static(windows: Windows, sequence: list[int], note: str) -> Arrangement:
     )
 
 
-def _grids(region: Region, config: TomaConfig) -> tuple[list[tuple[int, ...]], str]:
+def _shows(region: Region, config: TomaConfig) -> bool:
+    """Whether the graph or the configuration tells where tokens stand."""
+    assert region.origin is not None
+    read = region.origin.grid or region.grid or _whole(region.pictures, region.tokens)
+    named = isinstance(config.grid, tuple) and math.prod(config.grid) == region.tokens
+    return bool(read) or region.positions is not None or named
+
+
+def _grids(
+    region: Region, config: TomaConfig, outside: Outside
+) -> tuple[list[tuple[int, ...]], str]:
     """The grids of a stream's pictures, one after the other, and a note; none where they are data.
 
-    Configured, read, or guessed if allowed.
+    Configured, read, told from outside, or guessed if allowed.
     """
     tokens = region.tokens
     assert region.origin is not None
     read = region.origin.grid or region.grid
+    if not _shows(region, config):
+        read = outside.grid(tokens)
     pictures = _whole(region.pictures, tokens)
     known = read is not None or bool(pictures) or region.positions is not None
     if isinstance(config.grid, tuple):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Forecast, Group, Region
+from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.plan.arrange import Arrangement, arrange
 from toma_fx.passes.plan.forecast import added
@@ -29,7 +30,11 @@ Widen = Callable[[list[Region]], list[Region]]
 
 
 def plan(
-    regions: list[Region], config: TomaConfig, judge: Judge, widen: Widen = list
+    regions: list[Region],
+    config: TomaConfig,
+    judge: Judge,
+    widen: Widen = list,
+    outside: Outside = Outside(),  # noqa: B008 - frozen
 ) -> list[Group]:
     """Assign groups to the regions that stay merged; say of the others why they do not.
 
@@ -38,6 +43,7 @@ def plan(
         config: what the user chose.
         judge: predicts or measures; with `regions="auto"` it decides as well.
         widen: from `scope`; a scope is judged as a whole.
+        outside: what is known of the grid beside the graph.
     """
     method = METHODS[config.method]
     early = early_blocks(regions, config.skip_blocks)
@@ -51,7 +57,7 @@ def plan(
     groups: list[Group] = []
     for members in _runs([region for region in regions if region.status == "merged"], config):
         try:
-            where = arrange(members[0], config, method)
+            where = arrange(members[0], config, method, outside)
         except CannotRewrite as refusal:
             for region in members:
                 region.drop("refused", str(refusal))

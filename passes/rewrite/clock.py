@@ -16,6 +16,7 @@ from toma_fx.guard import (
     count_selection,
     decide,
     fingerprint,
+    notice,
     samples,
 )
 from toma_fx.operations import SELECT
@@ -24,8 +25,9 @@ from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import LINEARS, aten, shape
 from toma_fx.passes.layouts.analysis import Analysis
+from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
-from toma_fx.passes.methods.slots import Moment
+from toma_fx.passes.methods.slots import MOMENT, Moment
 
 _WAVES = (aten.sin.default, aten.cos.default)
 
@@ -41,6 +43,7 @@ class GuardInputs:
         tables: inputs that carry none, masks and positions: conditioning as well, but for those
             that give the order of tokens, which are guarded by themselves.
         note: why there is no timestep.
+        outside: whether the moment is told from outside then, instead of a first call each time.
     """
 
     timestep: fx.Node | None
@@ -48,6 +51,7 @@ class GuardInputs:
     conditioning: tuple[fx.Node, ...] = ()
     tables: tuple[fx.Node, ...] = ()
     note: str = ""
+    outside: bool = False
 
     def told_apart(self, config: TomaConfig) -> tuple[fx.Node, ...]:
         """What must be the same for a slot to serve a call."""
@@ -161,7 +165,9 @@ def _joins_stream(placeholder: fx.Node, inputs: Inputs) -> bool:
 
 
 class Clock:
-    """Emits the moment: decided by the guard, or a first call each time without a timestep.
+    """Emits the moment: decided by the guard, or told from outside where there is no timestep.
+
+    Where nobody is outside to tell it, as in an export, each call is a first one.
 
     A call that computes nothing never begins anything: it is only made where whoever knows the
     step knows that too. Should no slot know it all the same, it leaves the guard as it was.
@@ -182,7 +188,7 @@ class Clock:
         """The nodes that say what is due, on the device of the plans."""
         found, config = self._found, self._config
         if found.timestep is None:
-            return self._always(emit)
+            return self._told(emit) if found.outside else self._always(emit)
 
         def here(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             return [self._here(emit, copies[node]) for node in nodes]
@@ -214,6 +220,24 @@ class Clock:
         for buffer, value in zip(state, after, strict=True):
             emit.call(aten.copy_.default, (buffer, value))
         return Moment(phase, step, fresh, slot if slots > 1 else None, slots, self._pace)
+
+    def _told(self, emit: Emitter) -> Moment:
+        """Every owner, or run of owners, compares with what it has seen (`guard.notice`)."""
+        slots = self._config.slots if "conditioning" in self._config.guard else 1
+        kept = "memory" if METHODS[self._config.method].remembers else "plan"
+        seen = emit.buffer(f"toma_{kept}_seen", lambda: self._zeros(slots, 3).long())
+        tally = self._tally(emit)
+        nobody = (-1, -1, -1, 0)
+        told = emit.buffer(f"{MOMENT}told", lambda: torch.tensor(nobody, device=self._device))
+        slot = emit.buffer(f"{MOMENT}slot", lambda: self._zeros(1).long()) if slots > 1 else None
+        phase, step, fresh, row, counted = emit.inline(notice, seen, tally, told, slot)
+        row = emit.call(aten.unsqueeze.default, (row, 0))
+        if slot is None:
+            emit.call(aten.copy_.default, (seen, row))
+        else:
+            emit.call(aten.index_copy_.default, (seen, 0, slot, row))
+        emit.call(aten.copy_.default, (tally, counted))
+        return Moment(phase, step, fresh, slot, slots, self._pace)
 
     def _always(self, emit: Emitter) -> Moment:
         tally = self._tally(emit)

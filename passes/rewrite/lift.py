@@ -11,6 +11,7 @@ Precondition: the graph is not lifted yet; it comes from `rewrite`.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +33,15 @@ class Lifted:
         examples: their fake values.
         kept: all that the graph keeps between calls, by name, as it is before the first one; also
             what this graph does not read, but others would that share it.
+        moment: what it is told from outside, by name, as it is where nobody tells it.
+        orders: of its windows, where they are constants: graphs of other ones share no plans.
     """
 
     names: tuple[str, ...]
     examples: tuple[Any, ...]
     kept: dict[str, Tensor]
+    moment: dict[str, Tensor]
+    orders: tuple[bytes, ...]
 
 
 def kept_by(gm: fx.GraphModule) -> dict[str, Tensor]:
@@ -47,10 +52,11 @@ def kept_by(gm: fx.GraphModule) -> dict[str, Tensor]:
 def lift(gm: fx.GraphModule) -> Lifted:
     """Make inputs, in place, of the buffers that a graph keeps, and of what tells it the moment."""
     kept = kept_by(gm)
+    moment = {name: held for name, held in gm.named_buffers() if name.startswith(MOMENT)}
     last = gm.graph.find_nodes(op="placeholder")[-1]
     names, examples = [], []
     for node in gm.graph.find_nodes(op="get_attr"):
-        if node.target not in kept and not node.target.startswith(MOMENT):
+        if node.target not in kept and node.target not in moment:
             continue
         with gm.graph.inserting_after(last):
             last = gm.graph.placeholder(node.target)
@@ -60,11 +66,12 @@ def lift(gm: fx.GraphModule) -> Lifted:
         gm.graph.erase_node(node)
         names.append(node.target)
         examples.append(last.meta["val"])
-    for name, _ in list(gm.named_buffers()):
-        if name in kept or name.startswith(MOMENT):
-            delattr(gm, name)
+    held = [order for name, order in gm.named_buffers() if name.startswith("toma_order_")]
+    orders = tuple(hashlib.sha256(repr(o.tolist()).encode()).digest() for o in held)
+    for name in (*kept, *moment):
+        delattr(gm, name)
     gm.recompile()
-    return Lifted(tuple(names), tuple(examples), kept)
+    return Lifted(tuple(names), tuple(examples), kept, moment, orders)
 
 
 # So that CUDA graphs read them where they are, as they do parameters

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from toma_fx.arguments import Call, tensors
 from toma_fx.backend import Paced, compile_merged, tell_limit
 from toma_fx.compiler import Compiler
 from toma_fx.config import TomaConfig
-from toma_fx.arguments import Call, tensors
 from toma_fx.diffusers.recipe import Recipe
 from toma_fx.dynamo import forget, handed_on, own_count, private_copy
 from toma_fx.errors import AutogradError, ConfigError, PlainModelWarning

@@ -1,0 +1,372 @@
+"""The moment of a denoiser's call, for blocks that are compiled apart and show no step.
+
+A hook in front of the denoiser keeps the call. The first block that asks has the guard run, once
+for the whole denoiser: eagerly, where the latents lie, with no wait for the device and nothing that
+Dynamo would guard on. What it finds is written into tensors that every block has as inputs.
+
+Numbers tell blocks what is due (`guard.notice`): the call in which a picture began, in which
+destinations were picked, in which weights were computed. A block that a cache left out for a while
+finds that it has missed one, and blocks that share a plan find that it was made by another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+import weakref
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils.weak import WeakIdKeyDictionary
+
+from toma_fx import guard
+from toma_fx.arguments import Arguments
+from toma_fx.arguments import Call as Given
+from toma_fx.config import TomaConfig
+from toma_fx.errors import ConfigError, TomaWarning
+from toma_fx.operations import SELECT, WEIGH
+from toma_fx.passes.graph.outside import Outside
+from toma_fx.passes.methods.slots import MOMENT
+from toma_fx.streams import DEFAULT_STREAM, any_open, stream_of
+from toma_fx.told import Told
+
+Moment = dict[str, Tensor]
+"""What a graph has as inputs, by name."""
+
+
+class Schedule(NamedTuple):
+    """What a guard goes by: graphs of one schedule share one."""
+
+    select_every: int
+    weigh_every: int
+    take_turns: bool
+    reads_conditioning: bool
+    slots: int
+    timestep_input: str | None
+
+    @classmethod
+    def of(cls, config: TomaConfig) -> Schedule:
+        reads = "conditioning" in config.guard
+        every = config.select_every, config.weigh_every
+        slots = config.slots if reads else 1
+        return cls(*every, "turns" in config.guard, reads, slots, config.timestep_input)
+
+
+class Place(NamedTuple):
+    """Where a block stands: the innermost list of modules that has it, and its class."""
+
+    run: weakref.ref[nn.Module] | None
+    kind: type
+
+
+class Following:
+    """A denoiser that is followed, until `remove`; also a context.
+
+    Holds the model weakly. One is enough, whoever asks: `follow` returns the same again.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self._arguments = Arguments(model)
+        self._guards: dict[tuple[Any, ...], _Guard] = {}
+        self._past: list[Tensor] = []
+        self._prints = WeakIdKeyDictionary()  # fingerprints of tensors that did not change
+        self._hooks = (
+            model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            model.register_forward_hook(self._leave, always_call=True),
+        )
+
+    def __enter__(self) -> Following:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Follow no longer; blocks plan at every call then. Nothing if it was removed before."""
+        for hook in self._hooks:
+            hook.remove()
+        model = self._model()
+        if model is not None and _following.get(model) is self:
+            del _following[model]
+
+    @property
+    def is_removed(self) -> bool:
+        model = self._model()
+        return model is None or _following.get(model) is not self
+
+    def place(self, parameters: Iterable[int]) -> Place | None:
+        """Where in the model a block with these parameters, by `id`, stands; None if nowhere."""
+        model = self._model()
+        wanted = set(parameters)
+        named = model.named_parameters(remove_duplicate=False) if model is not None else ()
+        paths = [name.split(".") for name, value in named if id(value) in wanted]
+        if model is None or not paths:
+            return None
+        shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+        block = [names[0] for names in shared]
+        while block:
+            *around, _ = block
+            found = model.get_submodule(".".join(around))
+            if isinstance(found, nn.ModuleList):
+                return Place(weakref.ref(found), type(model.get_submodule(".".join(block))))
+            block = around
+        return Place(None, type(model))
+
+    def fingerprint(self, tensors: list[Tensor], device: torch.device) -> Tensor:
+        """Of all bits of each; one that is the same object as before is not read again."""
+        return torch.cat([self._fingerprint(tensor, device) for tensor in tensors])
+
+    def _fingerprint(self, tensor: Tensor, device: torch.device) -> Tensor:
+        # Tensors of inference mode count no changes.
+        version = None if tensor.is_inference() else tensor._version
+        kept = self._prints.get(tensor)
+        if kept is not None and version is not None and kept[0] == (version, tensor.data_ptr()):
+            found: Tensor = kept[1]
+            return found
+        found = guard.fingerprint([tensor]).to(device, non_blocking=True)
+        self._prints[tensor] = (version, tensor.data_ptr()), found
+        return found
+
+    def guard_of(self, schedule: Schedule, stream: str, parts: _Parts) -> _Guard:
+        """The guard of one schedule, in one stream, for calls of this form."""
+        key = schedule, stream, parts.form
+        if key not in self._guards:
+            self._guards[key] = _Guard(schedule, parts)
+        return self._guards[key]
+
+    def forget(self) -> None:
+        """Every picture begins anew; statistics stay. Streams that are not open are given up."""
+        model = self._model()
+        mine = stream_of({id(p) for p in model.parameters()}) if model is not None else ""
+        for key, found in list(self._guards.items()):
+            if key[1] in (DEFAULT_STREAM, mine):
+                found.tally[guard.FRESH] = guard.RESET
+            else:
+                self._past = [sum(self._past, self._guards.pop(key).tally)]
+
+    def tallies(self) -> list[Tensor]:
+        """Statistics: every call of the denoiser counts once."""
+        return [*self._past, *(found.tally for found in self._guards.values())]
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The whole model, where it is compiled, sees its own step; a copy has its own hooks.
+        if not torch.compiler.is_compiling() and _following.get(model) is self:
+            call = Call(self, model, self._arguments, (args, kwargs))
+            _calls.set((*self._others(), call))
+
+    def _leave(self, model: nn.Module, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            _calls.set(self._others())
+
+    def _others(self) -> tuple[Call, ...]:
+        """Calls of other models; torch calls no hook after an interrupt, so that one is left."""
+        return tuple(call for call in _calls.get() if call.following is not self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Following:
+        return self  # the hooks of a copied model: they do nothing there
+
+
+class Call:
+    """One call of a denoiser, while it runs."""
+
+    def __init__(
+        self, following: Following, model: nn.Module, arguments: Arguments, given: Given
+    ) -> None:
+        self.following = following
+        self.number = next(_numbers)
+        self._arguments = arguments
+        self._given = given
+        self._stream = stream_of({id(p) for p in model.parameters()}) if any_open() else ""
+        self._config = getattr(model, "config", None)
+        self._moments: dict[Schedule, Moment | None] = {}
+
+    def outside(self) -> Outside:
+        """What a block is told that is compiled now."""
+        told = Told(self._arguments, self._given, self._config)
+        return Outside(True, told.grid, told.positions)
+
+    def moment(self, schedule: Schedule, device: torch.device) -> Moment | None:
+        """What the guard says of this call; None where it has no timestep."""
+        if schedule not in self._moments:
+            self._moments[schedule] = self._decided(schedule, device)
+        found = self._moments[schedule]
+        if found is None or found[f"{MOMENT}told"].device == device:
+            return found
+        return {name: value.to(device, non_blocking=True) for name, value in found.items()}
+
+    def _decided(self, schedule: Schedule, device: torch.device) -> Moment | None:
+        # What is kept is written again, in whatever mode: it must not be a tensor of inference.
+        with torch.inference_mode(False), torch.no_grad():
+            parts = _parts_of(self._arguments, self._given, schedule)
+            if parts is None:
+                return None
+            found = self.following.guard_of(schedule, self._stream or DEFAULT_STREAM, parts)
+            return found.advance(self.following, parts, self.number)
+
+
+class _Parts(NamedTuple):
+    """What a guard reads of a call."""
+
+    timestep: Tensor
+    latents: list[Tensor]
+    conditioning: list[Tensor]
+    form: tuple[Any, ...]
+    device: torch.device
+
+
+def _parts_of(arguments: Arguments, given: Given, schedule: Schedule) -> _Parts | None:
+    """Sort the tensors of a call by the names of its arguments.
+
+    Latents are what may be another at each step: the first argument, residuals of a control
+    network, and other times. A tensor that is taken for conditioning wrongly costs a selection.
+    """
+    named = arguments.by_name(given)
+    name = schedule.timestep_input or arguments.timestep_name
+    timestep = named.pop(name, None)
+    leaves = [
+        (keystr(path), leaf)
+        for path, leaf in tree_flatten_with_path(named)[0]
+        if isinstance(leaf, Tensor)
+    ]
+    first = f"['{arguments.latents_name}']"
+    latents = [t for path, t in leaves if path.startswith(first) or _moves(path, t)]
+    texts = [t for path, t in leaves if not (path.startswith(first) or _moves(path, t))]
+    if not isinstance(timestep, Tensor | int | float) or not leaves:
+        return None
+    device = (latents or texts)[0].device
+    if not isinstance(timestep, Tensor):
+        timestep = torch.full((), timestep, dtype=torch.float64, device=device)
+    elif timestep.dim() > 1:  # a time for each token: those that are known already stay at 0
+        timestep = timestep.flatten(1).amax(1)
+    texts = texts if schedule.reads_conditioning else []
+    form = (tuple(timestep.shape), *((path, t.shape, t.dtype) for path, t in leaves))
+    return _Parts(timestep.to(device, non_blocking=True), latents, texts, form, device)
+
+
+def _moves(path: str, tensor: Tensor) -> bool:
+    names = ("block_samples", "residual", "controlnet")
+    return any(name in path for name in names) or ("timestep" in path and tensor.dim() < 2)
+
+
+class _Guard:
+    """The state of `guard.decide` for one form of calls, and what it found last.
+
+    The tensors of a moment stay where they are: CUDA graphs read them there.
+    """
+
+    def __init__(self, schedule: Schedule, parts: _Parts) -> None:
+        device, slots = parts.device, schedule.slots
+        size = parts.timestep.numel() + len(parts.latents) * (guard.SAMPLES + _PRINT)
+        size += len(parts.conditioning) * _PRINT
+        self.tally = guard.cold_tally(device)
+        self._schedule = schedule
+        self._memory = torch.zeros(slots, size, device=device)
+        self._slots = torch.zeros(slots, guard.SLOT_SIZE, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(slots, 3, dtype=torch.int64, device=device)
+        self._moment = {
+            f"{MOMENT}told": torch.zeros(4, dtype=torch.int64, device=device),
+            f"{MOMENT}slot": torch.zeros(1, dtype=torch.int64, device=device),
+        }
+
+    def advance(self, following: Following, parts: _Parts, number: int) -> Moment:
+        """What is due at a call of this number."""
+        how, device = self._schedule, parts.device
+        latents = [tensor.detach() for tensor in parts.latents]
+        phase, step, fresh, slot, *after = guard.decide(
+            *self._state,
+            parts.timestep.detach(),
+            guard.samples(latents) if latents else None,
+            following.fingerprint(parts.latents, device) if latents else None,
+            following.fingerprint(parts.conditioning, device) if parts.conditioning else None,
+            None,
+            how.select_every,
+            how.weigh_every,
+            how.take_turns,
+        )
+        for kept, value in zip(self._state, after, strict=True):
+            kept.copy_(value)
+        happened = torch.stack((fresh, phase == SELECT, phase >= WEIGH))
+        row = self._numbers.index_select(0, slot).squeeze(0)
+        row = torch.where(happened, number, row)
+        self._numbers.index_copy_(0, slot, row.unsqueeze(0))
+        self._moment[f"{MOMENT}told"].copy_(torch.cat((row, step.reshape(1))))
+        self._moment[f"{MOMENT}slot"].copy_(slot)
+        return self._moment
+
+    @property
+    def _state(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._memory, self._slots, self.tally
+
+
+_PRINT = 12  # numbers of a fingerprint
+_numbers = itertools.count(1)
+_following: weakref.WeakKeyDictionary[nn.Module, Following] = weakref.WeakKeyDictionary()
+# Of this thread, innermost last.
+_calls: ContextVar[tuple[Call, ...]] = ContextVar("toma_fx calls", default=())
+
+
+def follow(model: nn.Module) -> Following:
+    """Let blocks of a denoiser that are compiled apart know the step and the picture's sides.
+
+    For `model.compile_repeated_blocks(backend="toma")`, and engines that compile block by block:
+    follow the model before its first call. Plans are then reused from step to step as where the
+    whole model is compiled, and `reuse_stats(model)` counts each call of the model once. The
+    timestep is found by its name among the arguments, or is `TomaConfig.timestep_input`. Costs
+    about a hundred small operations a step, and no wait for the device.
+
+    Args:
+        model: the denoiser, a UNet or a transformer; not modified but for two hooks.
+
+    Returns:
+        A handle with `remove()`; in a `with` it is removed at the end.
+
+    Raises:
+        ConfigError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"follow needs the model that denoises, not {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)
+    if model not in _following:
+        _following[model] = Following(model)
+    return _following[model]
+
+
+def unfollow(model: nn.Module) -> None:
+    """Undo `follow`; nothing where the model is not followed."""
+    found = _following.get(getattr(model, "_orig_mod", model))
+    if found is not None:
+        found.remove()
+
+
+def is_followed(model: nn.Module) -> bool:
+    """Whether `follow` was called for a model, and not undone."""
+    return model in _following
+
+
+def followings_in(parameters: Iterable[int]) -> list[Following]:
+    """Of models with one of these parameters, by `id`."""
+    known = set(parameters)
+    return [
+        following
+        for model, following in list(_following.items())
+        if any(id(parameter) in known for parameter in model.parameters())
+    ]
+
+
+def calls() -> tuple[Call, ...]:
+    """Of followed models, that run here now; innermost first."""
+    return _calls.get()[::-1]
+
+
+def tell_unfollowed() -> None:
+    """A method that remembers runs the plain graph where nobody tells the step."""
+    text = (
+        "toma_fx: the plain model runs: its blocks were compiled to remember, and nobody tells "
+        "them the step. Keep it followed: toma_fx.follow(model)"
+    )
+    warnings.warn(text, TomaWarning, stacklevel=2)

@@ -1,0 +1,77 @@
+"""What a denoiser's call tells of its picture: the sides of the grid of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from toma_fx.arguments import Arguments, Call
+from toma_fx.passes.graph.outside import grid_of_positions
+
+_IDS = ("img_ids", "image_ids")
+_SIDES = ("num_frames", "height", "width")
+
+
+class Told:
+    """Reads a call where a block of the model is compiled; that waits for the device.
+
+    Args:
+        arguments: how calls of the model are read.
+        call: the call that runs.
+        config: of the model; its `patch_size` tells how many latents are a token.
+    """
+
+    def __init__(self, arguments: Arguments, call: Call, config: Any) -> None:
+        self._named = arguments.by_name(call)
+        self._latents = self._named.get(arguments.latents_name)
+        self._config = config
+
+    def grid(self, tokens: int) -> tuple[int, ...] | None:
+        """Sides of the picture of so many tokens; None where the call does not tell, or it is no
+        picture of one grid."""
+        ids = self.positions(tokens)
+        grids = [grid_of_positions(ids)] if ids is not None else [*self._named_grids()]
+        latents = self._latents
+        if ids is None and isinstance(latents, Tensor) and latents.dim() in (4, 5):
+            grids += self._patched([int(side) for side in latents.shape[2:]], tokens)
+        return next((g for g in grids if g is not None and math.prod(g) == tokens), None)
+
+    def positions(self, tokens: int) -> Tensor | None:
+        """`[N, k]` coordinates of the picture's tokens, on the host."""
+        for name in _IDS:
+            ids = self._named.get(name)
+            if isinstance(ids, Tensor):
+                rows = ids[0] if ids.dim() == 3 else ids
+                if rows.dim() == 2 and len(rows) == tokens and 2 <= rows.shape[1] <= 4:
+                    return rows.detach().cpu()
+        return None
+
+    def _named_grids(self) -> Iterable[tuple[int, ...]]:
+        """Of latents that come as `[B, N, C]`, with their sides beside them."""
+        sides = [self._named.get(name) for name in _SIDES]
+        if all(isinstance(side, int) for side in sides):
+            yield tuple(int(side) for side in sides if side is not None)
+        shapes = self._named.get("img_shapes")
+        while isinstance(shapes, Sequence) and len(shapes) == 1:
+            shapes = shapes[0]
+        if isinstance(shapes, Sequence) and all(isinstance(side, int) for side in shapes):
+            yield tuple(shapes[1:]) if len(shapes) == 3 and shapes[0] == 1 else tuple(shapes)
+
+    def _patched(self, sides: list[int], tokens: int) -> list[tuple[int, ...]]:
+        """Latents `[B, C, H, W]` or `[B, C, T, H, W]` in patches, by the model's patch size.
+
+        A UNet has none: there it is the one side that gives so many tokens, rounded up where its
+        levels are.
+        """
+        patch = getattr(self._config, "patch_size", None)
+        if isinstance(patch, int):
+            patch = [getattr(self._config, "patch_size_t", None) or 1, patch, patch][-len(sides) :]
+        if isinstance(patch, Sequence) and len(patch) == len(sides):
+            return [tuple(a // int(b) for a, b in zip(sides, patch, strict=True))]
+        *frames, height, width = sides
+        scales = range(1, max(min(height, width), 1) + 1)
+        grids = [(*frames, -(-height // p), -(-width // p)) for p in scales]
+        return [g for g in dict.fromkeys(grids) if math.prod(g) == tokens][:1]
