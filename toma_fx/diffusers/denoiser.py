@@ -111,12 +111,15 @@ class CompiledCall:
             self._begin()
         recipe = self._recipe_of(moment.pipeline)
         kind = self._kind(recipe, moment, latents, kwargs)
-        call = self._arguments.for_dynamo(call, merges=kind != PLAIN)
+        call = self._for_dynamo(call, kind)
         self._latest = moment.picture
         try:
             return self._run(recipe, kind, call, moment.step)
         except NothingRemembered:
             return self._run(recipe, MERGED, call, moment.step)
+
+    def _for_dynamo(self, call: Call, kind: Kind) -> Call:
+        return self._arguments.for_dynamo(call, merges=kind != PLAIN)
 
     def _begin(self) -> None:
         reset(self._model)
@@ -191,8 +194,11 @@ class CompiledCall:
         for graph in mine:
             if graph.kind == kind:
                 return graph
-        self.graphs.append((recipe, Graph(kind, recipe, mine[0].shared if mine else None)))
+        self.graphs.append((recipe, self._new_graph(kind, recipe, mine[0] if mine else None)))
         return self.graphs[-1][1]
+
+    def _new_graph(self, kind: Kind, recipe: Recipe, like: Graph | None) -> Graph:
+        return Graph(kind, recipe, like.shared if like is not None else None)
 
     def _free_unused(self) -> None:
         used = [member.recipe for member in self.members]

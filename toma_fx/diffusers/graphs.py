@@ -131,6 +131,7 @@ class Variant:
     """
 
     def __init__(self, kind: Kind, recipe: Recipe, shared: list[PlanState]) -> None:
+        self.kind = kind
         self.recipe = recipe
         self.tally = Tally()
         self.reports: list[Report] = []
@@ -139,27 +140,38 @@ class Variant:
         self._runs = 0
         self._told = False
         self._compiled: weakref.WeakSet[_Compiled] = weakref.WeakSet()
-        self._function = private_copy(_call, f"toma_{kind.replace(' ', '_')}")
-        config = recipe.config if kind != PLAIN else None
+        self._config = recipe.config if kind != PLAIN else None
         if kind == PAIRED:
-            config = _paired(recipe.config)
+            self._config = _paired(recipe.config)
+        self._shared = shared
+        self._function, self._run = self._compile(kind, self._config)
+
+    def _compile(
+        self, kind: Kind, config: TomaConfig | None
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """A function that calls a module, and what `torch.compile` makes of it."""
+        recipe = self.recipe
+        function = private_copy(_call, f"toma_{kind.replace(' ', '_')}")
         # Dynamo keeps every backend that it was given: this one keeps nothing alive.
         paced = None
-        if recipe.remembers and kind != PLAIN:
-            paced = Paced(Pace(_COMPUTES[kind], recipe.rest_every is not None), shared)
+        if recipe.remembers and config is not None and not recipe.regional:
+            paced = Paced(Pace(_COMPUTES[kind], recipe.rest_every is not None), self._shared)
         backend = functools.partial(_compile, weakref.ref(self), config, recipe.compiler, paced)
-        self._run = torch.compile(
-            self._function, backend=backend, **recipe.how, **own_count(recipe.limit)
+        return function, torch.compile(
+            function, backend=backend, **recipe.how, **own_count(recipe.limit)
         )
 
     def __call__(self, model: nn.Module, call: Call) -> Any:
         before = self._runs
         result = self._run(model, *call[0], **call[1])
-        self.bypassed = self._runs == before
-        if self.bypassed and self.limit is None and not self._told:
-            self._told = True
-            warnings.warn(f"toma_fx: the plain model runs: {NOT_RUN}", PlainModelWarning, 2)
+        self._tell_bypassed(self._runs == before)
         return result
+
+    def _tell_bypassed(self, bypassed: bool) -> None:
+        self.bypassed = bypassed
+        if bypassed and self.limit is None and not self._told:
+            self._told = True
+            warnings.warn(f"toma_fx: the plain model runs: {NOT_RUN}", PlainModelWarning, 3)
 
     def keep(self, compiled: Callable[..., Any], report: Report | None) -> Callable[..., Any]:
         """What Dynamo gets in place of `compiled`: it can be freed, and its calls are counted."""

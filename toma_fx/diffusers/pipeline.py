@@ -10,6 +10,7 @@ from torch import nn
 from toma_fx.config import TomaConfig
 from toma_fx.diffusers.denoiser import CompiledCall
 from toma_fx.diffusers.recipe import Recipe, recipe_of
+from toma_fx.diffusers.regional import RegionalCall, check_blocks
 from toma_fx.diffusers.status import GraphStatus, Status, status_of
 from toma_fx.errors import ConfigError, PipelineError
 
@@ -41,12 +42,17 @@ def apply(pipeline_or_model: T, config: TomaConfig | None = None, **compile_opti
             `inner_backend` is among the options. `recompile_limit` (64) is the number of sizes
             that each graph may have, and of graphs for one size: a larger value takes memory, a
             few megabytes of plans a size, and behind it the plain model runs after a warning.
+            `regional=True` compiles the blocks that repeat, each class once, instead of the whole
+            denoiser, which is followed (`toma_fx.follow`): a cold compile takes a fraction of the
+            time. A scope then ends with its block, patterns are over paths inside a block, and
+            `rest_every` and `dense_steps` are refused.
 
     Returns:
         What was given.
 
     Raises:
-        PipelineError: there is no denoiser, or it is compiled already.
+        PipelineError: there is no denoiser, or it is compiled already; with `regional`, no block of
+            it repeats.
         ConfigError: an option is unknown or out of range, one of `merge_steps`, `rest_every` and
             `dense_steps` is given without a scheduler, or one of the last two for a method that
             remembers nothing.
@@ -164,6 +170,15 @@ def _check(target: object, recipe: Recipe) -> None:
                 f"{name} is compiled already, and apply compiles it: pass the model as it was "
                 'before, or compile it yourself with backend="toma"'
             )
+        if recipe.regional:
+            check_blocks(model)
+        compiled = _compiled(model)
+        shared = compiled is not None and any(p is not target for p in compiled.pipelines)
+        if shared and isinstance(compiled, RegionalCall) != recipe.regional:
+            raise PipelineError(
+                f"{name} is merged for another pipeline with regional={not recipe.regional}: "
+                "give both the same"
+            )
 
 
 def _refuse_applied(name: str, model: nn.Module, target: object) -> None:
@@ -176,8 +191,11 @@ def _refuse_applied(name: str, model: nn.Module, target: object) -> None:
 def _install(target: object, recipe: Recipe) -> None:
     for model in _denoisers(target).values():
         compiled = _compiled(model)
-        if compiled is None:
-            compiled = model.__dict__[_SLOT] = CompiledCall(model)
+        kind = RegionalCall if recipe.regional else CompiledCall
+        if type(compiled) is not kind:
+            if compiled is not None:
+                _remove(model, model)
+            compiled = model.__dict__[_SLOT] = kind(model)
         compiled.add(None if target is model else target, recipe)
 
 

@@ -12,7 +12,7 @@ from toma_fx.diffusers.config import TokenMergingConfig
 from toma_fx.errors import ConfigError
 from toma_fx.passes.methods import METHODS
 
-_OPTIONS = ("fullgraph", "dynamic", "mode", "options", "recompile_limit")
+_OPTIONS = ("fullgraph", "dynamic", "mode", "options", "recompile_limit", "regional")
 LIMIT = 64
 """Sizes that one graph may have, and graphs of one size."""
 
@@ -29,6 +29,7 @@ class Recipe:
         merge_steps: of the pipeline's steps; pipelines may differ in it.
         rest_every: steps from one that rests to the next; None where none does.
         dense_steps: the steps that compute all tokens and remember them.
+        regional: compiled are the blocks that repeat, each class once, instead of the whole.
     """
 
     config: TomaConfig
@@ -38,6 +39,7 @@ class Recipe:
     merge_steps: tuple[float, float] = field(compare=False)
     rest_every: int | None = None
     dense_steps: tuple[int, ...] = field(default=(), compare=False)
+    regional: bool = False
 
     @property
     def needs_steps(self) -> str:
@@ -74,7 +76,7 @@ def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
                 f"unknown option {name!r}{closest(name, _OPTIONS)}; fields of TokenMergingConfig "
                 "go into config, options of the compiler into options"
             )
-    for name in ("fullgraph", "dynamic"):
+    for name in ("fullgraph", "dynamic", "regional"):
         if given.get(name) not in (None, True, False):
             raise ConfigError(f"{name} must be True or False, not {given[name]!r}")
     options = given.get("options") or {}
@@ -84,6 +86,8 @@ def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
     merging, compiler = choose(given.get("mode"), {**fields, **options})
     hosted = config if isinstance(config, TokenMergingConfig) else TokenMergingConfig()
     _refuse_without_memory(merging, hosted)
+    if given.get("regional"):
+        _refuse_in_blocks(hosted)
     return Recipe(
         merging,
         compiler,
@@ -92,6 +96,7 @@ def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
         hosted.merge_steps,
         hosted.rest_every,
         hosted.dense_steps,
+        bool(given.get("regional")),
     )
 
 
@@ -110,6 +115,14 @@ def _refuse_without_memory(merging: TomaConfig, hosted: TokenMergingConfig) -> N
                 f"{name} needs graphs that agree in their regions, and autotune measures each: "
                 "leave one of them out"
             )
+
+
+def _refuse_in_blocks(hosted: TokenMergingConfig) -> None:
+    """Graphs of other paces share a memory, which blocks compiled apart keep for themselves."""
+    asked = {"rest_every": hosted.rest_every is not None, "dense_steps": bool(hosted.dense_steps)}
+    for name, given in asked.items():
+        if given:
+            raise ConfigError(f"{name} needs the whole denoiser compiled: leave regional out")
 
 
 def _limit(value: object) -> int:

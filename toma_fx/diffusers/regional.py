@@ -1,0 +1,167 @@
+"""A denoiser whose repeated blocks are compiled, each class once, instead of the whole.
+
+The denoiser itself runs as it is, and is followed (`toma_fx.follow`). Its call chooses a graph as
+where the whole is compiled, merged, in pairs or plain; the blocks inside run that of their class.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from toma_fx.arguments import Arguments, Call
+from toma_fx.diffusers.denoiser import CompiledCall
+from toma_fx.diffusers.graphs import MERGED, PLAIN, Graph, Kind, Variant
+from toma_fx.diffusers.recipe import Recipe
+from toma_fx.dynamo import forget
+from toma_fx.errors import PipelineError
+from toma_fx.following import follow, is_followed, unfollow
+
+_SLOT = "_compiled_call_impl"
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a denoiser that repeat, in order; none lies in another.
+
+    Those of the classes that the model names (`_repeated_blocks`, of diffusers), else the elements
+    of its lists of modules of one class with linears in them, two or more.
+    """
+    named = getattr(model, "_repeated_blocks", None) or ()
+    found = [m for m in model.modules() if type(m).__name__ in named]
+    if not found:
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and _repeats(m)]
+        found = [block for one in lists for block in one]
+    inner = {part for block in found for part in block.modules() if part is not block}
+    return [block for block in dict.fromkeys(found) if block not in inner]
+
+
+def _repeats(blocks: nn.ModuleList) -> bool:
+    same = len(blocks) > 1 and len({type(block) for block in blocks}) == 1
+    return same and any(isinstance(part, nn.Linear) for part in blocks[0].modules())
+
+
+def check_blocks(model: nn.Module) -> None:
+    """Whether the blocks of a denoiser can be compiled in place.
+
+    Raises:
+        PipelineError: it has none that repeat, or one of them is compiled already.
+    """
+    blocks = blocks_of(model)
+    if not blocks:
+        kind = type(model).__name__
+        raise PipelineError(f"{kind} has no blocks that repeat: apply without regional")
+    held = [block.__dict__.get(_SLOT) for block in blocks]
+    if any(call is not None and not isinstance(call, _BlockCall) for call in held):
+        raise PipelineError(
+            "blocks of the denoiser are compiled already: pass the model as it was before"
+        )
+
+
+class RegionalCall(CompiledCall):
+    """Stands where `nn.Module.__call__` looks for a compiled forward; the model runs as it is.
+
+    Args:
+        model: the denoiser, for which `check_blocks` found nothing wrong.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.blocks = blocks_of(model)
+        self._follows = not is_followed(model)  # else it is somebody else's to undo
+        follow(model)
+        numbers: Counter[type] = Counter()
+        for block in self.blocks:
+            block.__dict__[_SLOT] = _BlockCall(block, numbers[type(block)])
+            numbers[type(block)] += 1
+
+    def free(self) -> None:
+        super().free()
+        for block in self.blocks:
+            block.__dict__.pop(_SLOT, None)
+        if self._follows:
+            unfollow(self._model)
+
+    def _for_dynamo(self, call: Call, kind: Kind) -> Call:
+        return call  # it sees those of the blocks
+
+    def _new_graph(self, kind: Kind, recipe: Recipe, like: Graph | None) -> Graph:
+        return RegionalGraph(kind, recipe)
+
+
+class RegionalGraph(Graph):
+    """One way to run the blocks of a denoiser; sizes are told apart by each class's code."""
+
+    def variant(self, call: Call, latents: Any) -> Variant:
+        if None not in self._variants:
+            self._variants[None] = RegionalVariant(self.kind, self._recipe, [])
+        return self._variants[None]
+
+
+class RegionalVariant(Variant):
+    """Compiled code for each class of blocks."""
+
+    def __init__(self, kind: Kind, recipe: Recipe, shared: Sequence[Any]) -> None:
+        self._of_class: dict[tuple[type, bool], Callable[..., Any]] = {}
+        self._functions: list[Callable[..., Any]] = []
+        self._asked = 0
+        self._arguments = Arguments(nn.Identity())
+        super().__init__(kind, recipe, [])
+
+    def __call__(self, model: nn.Module, call: Call) -> Any:
+        runs, asked = self._runs, self._asked
+        with _running(self):
+            result = model._call_impl(*call[0], **call[1])
+        self._tell_bypassed(self._asked > asked and self._runs == runs)
+        return result
+
+    def run(self, block: nn.Module, number: int, call: Call) -> Any:
+        """Run a block, the so-many-th of its class."""
+        self._asked += 1
+        merges = self.kind != PLAIN and number >= self.recipe.config.skip_blocks
+        key = type(block), merges
+        if key not in self._of_class:
+            config = self._config if merges else None
+            function, self._of_class[key] = self._compile(MERGED if merges else PLAIN, config)
+            self._functions.append(function)
+        args, kwargs = self._arguments.for_dynamo(call, merges)
+        return self._of_class[key](block, *args, **kwargs)
+
+    def free(self) -> None:
+        super().free()
+        for function in self._functions:
+            forget(function)
+        self._of_class.clear()
+
+
+class _BlockCall:
+    """Stands where a block's `__call__` looks for a compiled forward."""
+
+    def __init__(self, block: nn.Module, number: int) -> None:
+        self._block = weakref.ref(block)
+        self._number = number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        block, running = self._block(), _variant.get()
+        assert block is not None
+        if running is None or torch.compiler.is_compiling():
+            return block._call_impl(*args, **kwargs)
+        return running.run(block, self._number, (args, kwargs))
+
+
+_variant: ContextVar[RegionalVariant | None] = ContextVar("toma_fx variant", default=None)
+
+
+@contextmanager
+def _running(variant: RegionalVariant) -> Iterator[None]:
+    before = _variant.set(variant)
+    try:
+        yield
+    finally:
+        _variant.reset(before)
