@@ -145,9 +145,14 @@ class Cache:
     """`decide`, with the state that it returns kept for the next call."""
 
     def __init__(
-        self, select_every: int, weigh_every: int, slots: int = 1, take_turns: bool = False
+        self,
+        select_every: int,
+        weigh_every: int,
+        slots: int = 1,
+        take_turns: bool = False,
+        rises: bool = False,
     ) -> None:
-        self.schedule = select_every, weigh_every, take_turns
+        self.schedule = select_every, weigh_every, take_turns, False, rises
         self.memory: Tensor | None = None
         self.slots = torch.zeros(slots, guard.SLOT_SIZE, dtype=torch.int64)
         self.tally = guard.cold_tally(torch.device("cpu"))
@@ -274,8 +279,10 @@ def test_decide_follows_the_rules(
         assert_alike(cache, rules, calls)
 
 
-def phases(times: Sequence[float], latents: Sequence[float], every: tuple[int, int]) -> list[int]:
-    cache = Cache(*every)
+def phases(
+    times: Sequence[float], latents: Sequence[float], every: tuple[int, int], rises: bool = False
+) -> list[int]:
+    cache = Cache(*every, rises=rises)
     return [cache.call(torch.tensor(t), [x]) for t, x in zip(times, latents, strict=True)]
 
 
@@ -339,6 +346,17 @@ def test_inversion_selects_at_every_rise() -> None:
 def test_a_generation_after_one_that_rose_selects() -> None:
     times = [0.0, 0.25, 0.5, 0.75] * 2
     assert phases(times, range(8), (10, 5))[4] == SELECT
+
+
+@pytest.mark.parametrize("end", [3, 5, 9])
+def test_where_time_runs_upwards_a_fall_begins_a_picture(end: int) -> None:
+    """As Z-Image has it: `1 - t`, from 0 on, for pictures of several lengths."""
+    times = [*range(end), *range(5)]
+    mirrored = [-time for time in times]
+    found = phases(times, range(len(times)), (2, 1), rises=True)
+    assert found == phases(mirrored, range(len(times)), (2, 1))
+    assert found[end:] == [SELECT, WEIGH, SELECT, WEIGH, SELECT]
+    assert phases(times, range(len(times)), (2, 1))[1:end] == [SELECT] * (end - 1)
 
 
 def test_a_picture_after_an_inversion_reuses_from_its_second_step_on() -> None:

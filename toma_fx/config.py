@@ -21,7 +21,7 @@ SHARES = ("run", "block", "region")
 SCOPES = ("auto", "region", "block", "span")
 KEYS = ("auto", "computed", "all")
 UNMERGES = ("transpose", "pinv")
-GUARDS = ("timestep", "conditioning", "turns")
+GUARDS = ("timestep", "conditioning", "turns", "rises")
 REFERENCES = ("keep", "merge")
 METHODS = ("toma", "tomesd", "tofu", "todo", "refresh")
 TODO_RATIOS = {1 - 1 / cell: f"1 - 1/{cell}" for cell in (2, 4, 9, 16)}
@@ -98,6 +98,8 @@ class TomaConfig:
             step and keep their plan, and a picture may begin on the plan of another. `"turns"`:
             generations of one prompt and other seeds may take turns step by step; costs a
             selection at the second step of a picture behind one that had a single step.
+            `"rises"`: the model's timestep rises within a picture (Z-Image and Lumina take
+            `1 - t`), and one that falls begins the next; the diffusers door knows these models.
             Generations of one prompt that interleave out of step look like one generation: keep
             those apart with `toma_fx.stream`.
         slots: how many conditionings keep a plan at a time; sequential guidance needs two, and

@@ -44,6 +44,7 @@ class Schedule(NamedTuple):
     select_every: int
     weigh_every: int
     take_turns: bool
+    rises: bool
     reads_conditioning: bool
     slots: int
     timestep_input: str | None
@@ -53,7 +54,8 @@ class Schedule(NamedTuple):
         reads = "conditioning" in config.guard
         every = config.select_every, config.weigh_every
         slots = config.slots if reads else 1
-        return cls(*every, "turns" in config.guard, reads, slots, config.timestep_input)
+        told = ("turns" in config.guard, "rises" in config.guard)
+        return cls(*every, *told, reads, slots, config.timestep_input)
 
 
 class Place(NamedTuple):
@@ -287,6 +289,7 @@ class _Guard:
             how.select_every,
             how.weigh_every,
             how.take_turns,
+            rises=how.rises,
         )
         for kept, value in zip(self._state, after, strict=True):
             kept.copy_(value)

@@ -31,8 +31,9 @@ together; where they do not (two steps), a selection is the price. A picture of 
 where one of two steps ended (`t₀ t₁`, then `t₁`) has the same timesteps, but other noise. Pictures
 of one step have no beat.
 
-After two rises in a row (an inversion, a model whose time runs upwards) nobody can tell whether
-the next fall goes on with a picture or begins one, so it begins one.
+After two rises in a row (an inversion) nobody can tell whether the next fall goes on with a picture
+or begins one, so it begins one. Where the time of a model runs upwards (Z-Image, Lumina), fall and
+rise change places on request.
 
 **What nobody can see** from timestep, latents and conditioning: a picture of the very same
 conditioning that begins below where the one before it ended, which was abandoned or had few steps;
@@ -121,6 +122,7 @@ def decide(
     weigh_every: int,
     take_turns: bool,
     goes_on: bool = False,
+    rises: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What is due at this call, for whom, and the state after it.
 
@@ -143,12 +145,13 @@ def decide(
             with other latents the next fall begins a generation, too.
         goes_on: whoever calls knows that a slot which knows the call goes on with its generation,
             whatever the timestep did.
+        rises: the timestep of this model rises within a picture: it is read with the other sign.
 
     Returns:
         Phase (int32 scalar), step (int64 scalar, 0 at the first call of a generation), whether the
         slot starts from nothing (bool scalar), the slot (int64 `[1]`); new memory, slots, tally.
     """
-    now = timestep.reshape(-1).float()
+    now = timestep.reshape(-1).float() * (-1 if rises else 1)
     given = (now, *(() if drawn is None else drawn.unbind()), latents, conditioning, grid)
     seen = torch.cat([part.reshape(-1) for part in given if part is not None])
     time, *pictures, draws, texts, places = _columns(given, seen.device)

@@ -214,7 +214,8 @@ class Clock:
         )
         schedule = (config.select_every, config.weigh_every, "turns" in config.guard)
         rests = self._pace.computes is Computes.NONE
-        phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *schedule, rests)
+        how = (*schedule, rests, "rises" in config.guard)
+        phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *how)
         if rests:
             after = emit.inline(_unless, fresh, *state, *after)
         for buffer, value in zip(state, after, strict=True):

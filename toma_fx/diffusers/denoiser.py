@@ -29,6 +29,8 @@ from toma_fx.reuse import reset
 # Denoisers whose pipelines run both halves of guidance as one batch, first the negative prompts.
 # Others call twice, or have guidance as an input; pairing their items would mix pictures.
 _BATCHES_GUIDANCE = ("UNet2DConditionModel", "SD3Transformer2DModel")
+# Denoisers whose pipelines hand over a timestep that rises within a picture, `1 - t`.
+_RISES = ("ZImageTransformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class CompiledCall:
 
     def add(self, pipeline: object | None, recipe: Recipe) -> None:
         """Merge for a pipeline, or for the model itself, in place of what it had before."""
+        if type(self._model).__name__ in _RISES:
+            recipe = recipe.rising()
         kept = [m for m in self.members if m.pipeline is not None and not m.is_of(pipeline)]
         if pipeline is None:
             self.members = [Member(None, recipe)]

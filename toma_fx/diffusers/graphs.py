@@ -21,7 +21,7 @@ from toma_fx.arguments import Call, tensors
 from toma_fx.backend import Paced, compile_merged, tell_limit
 from toma_fx.compiler import Compiler
 from toma_fx.config import TomaConfig
-from toma_fx.diffusers.recipe import Recipe
+from toma_fx.diffusers.recipe import Recipe, changed
 from toma_fx.dynamo import forget, handed_on, own_count, private_copy
 from toma_fx.errors import AutogradError, ConfigError, PlainModelWarning
 from toma_fx.limits import Limit, listen
@@ -142,7 +142,7 @@ class Variant:
         self._compiled: weakref.WeakSet[_Compiled] = weakref.WeakSet()
         self._config = recipe.config if kind != PLAIN else None
         if kind == PAIRED:
-            self._config = _paired(recipe.config)
+            self._config = changed(recipe.config, cfg_pairs=True)
         self._shared = shared
         self._function, self._run = self._compile(kind, self._config)
 
@@ -250,11 +250,6 @@ listen(_compile, _met)
 
 def _advice(recipe: Recipe) -> str:
     return f"raise it by apply(..., recompile_limit={4 * recipe.limit})"
-
-
-def _paired(config: TomaConfig) -> TomaConfig:
-    fields = {name: getattr(config, name) for name in config.field_names()}
-    return TomaConfig(**{**fields, "cfg_pairs": True})
 
 
 def _freed(*_: Any) -> Any:

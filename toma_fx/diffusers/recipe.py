@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toma_fx.compiler import Compiler, choose
@@ -56,9 +56,20 @@ class Recipe:
         """Whether tokens have a memory, which graphs of several paces may share."""
         return METHODS[self.config.method].remembers
 
+    def rising(self) -> Recipe:
+        """The same for a model whose timestep rises within a picture."""
+        guard = (*self.config.guard, "rises")
+        return replace(self, config=changed(self.config, guard=guard))
+
     def rests(self, step: int) -> bool:
         """Whether a step should compute nothing, if there is something to predict from."""
         return self.rest_every is not None and step % self.rest_every == self.rest_every - 1
+
+
+def changed(config: TomaConfig, **changes: Any) -> TomaConfig:
+    """A configuration with other values of some fields."""
+    fields = {name: getattr(config, name) for name in TomaConfig.field_names()}
+    return TomaConfig(**{**fields, **changes})
 
 
 def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
