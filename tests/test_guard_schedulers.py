@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tests.test_guard import REUSE, SELECT, WEIGH
 from toma_fx import guard
+from toma_fx.fingerprint import fingerprint, samples
 
 EVERY = 3
 
@@ -39,9 +40,9 @@ class Watched:
     def phase(self, call: Call, prompt: float = 0.0) -> int:
         parts = (
             call.timestep,
-            guard.samples([call.latents]),
-            guard.fingerprint([call.latents]),
-            guard.fingerprint([torch.tensor([prompt])]),
+            samples([call.latents]),
+            fingerprint([call.latents]),
+            fingerprint([torch.tensor([prompt])]),
             None,
         )
         if self.state is None:

@@ -28,6 +28,7 @@ from toma_fx.arguments import Arguments
 from toma_fx.arguments import Call as Given
 from toma_fx.config import TomaConfig
 from toma_fx.errors import ConfigError, TomaWarning
+from toma_fx.fingerprint import SAMPLES, fingerprint, samples
 from toma_fx.operations import SELECT, WEIGH
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods.slots import MOMENT
@@ -130,7 +131,7 @@ class Following:
         if kept is not None and version is not None and kept[0] == (version, tensor.data_ptr()):
             found: Tensor = kept[1]
             return found
-        found = guard.fingerprint([tensor]).to(device, non_blocking=True)
+        found = fingerprint([tensor]).to(device, non_blocking=True)
         self._prints[tensor] = (version, tensor.data_ptr()), found
         return found
 
@@ -263,7 +264,7 @@ class _Guard:
 
     def __init__(self, schedule: Schedule, parts: _Parts) -> None:
         device, slots = parts.device, schedule.slots
-        size = parts.timestep.numel() + len(parts.latents) * (guard.SAMPLES + _PRINT)
+        size = parts.timestep.numel() + len(parts.latents) * (SAMPLES + _PRINT)
         size += len(parts.conditioning) * _PRINT
         self.tally = guard.cold_tally(device)
         self._schedule = schedule
@@ -282,7 +283,7 @@ class _Guard:
         phase, step, fresh, slot, *after = guard.decide(
             *self._state,
             parts.timestep.detach(),
-            guard.samples(latents) if latents else None,
+            samples(latents) if latents else None,
             following.fingerprint(parts.latents, device) if latents else None,
             following.fingerprint(parts.conditioning, device) if parts.conditioning else None,
             None,

@@ -12,12 +12,23 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import CATS, aten, cat_axis, is_getitem, is_tensor, part_of, shape
-from toma_fx.passes.layouts.layout import Origin, Segment, Step, TokenLayout
-from toma_fx.passes.layouts.rules import apply_rule
+from toma_fx.passes.layouts.layout import Origin
 from toma_fx.passes.layouts.rules.writes import written_range
+from toma_fx.passes.layouts.ways import (
+    UNFOLDS,
+    before_unfold,
+    carries,
+    folded_sides,
+    is_sequence,
+    joined_items,
+    joins_items,
+    reads_a_written_item,
+    resized,
+    sides_of_split,
+    token_axes,
+)
 
 Stream = tuple[Origin, ...]
 Key = tuple[str, int, int]
@@ -34,29 +45,6 @@ class Piece:
 Cuts = dict[Key, tuple[Piece, ...]]
 """The parts, in order, of origins that hold more than one stream."""
 _SCATTERS = (aten.slice_scatter.default, aten.select_scatter.default)
-_FOLDS = (
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten._unsafe_view.default,
-)
-
-
-_UNFOLDS = (*_FOLDS, aten.unflatten.int)
-_RESIZING = (
-    aten.avg_pool1d.default,
-    aten.avg_pool2d.default,
-    aten.avg_pool3d.default,
-    aten.constant_pad_nd.default,
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-    aten.pad.default,
-    aten.upsample_nearest2d.vec,
-)
 
 
 class Streams:
@@ -92,12 +80,12 @@ class Streams:
         """The operand axis whose tokens an axis carries; None at an origin, a join or a part."""
         size = shape(node)[axis]
         joins = (node.target in CATS and cat_axis(node) == axis) or node.target in _SCATTERS
-        joins = joins or _reads_a_written_item(node) or _joins_items(node, axis)
+        joins = joins or reads_a_written_item(node) or joins_items(node, axis)
         if node.op != "call_function" or size == 1 or joins:
             return None
         for operand in self._operands(node):
             for candidate, length in enumerate(shape(operand)):
-                if length == size and _carries(node, operand, candidate, axis):
+                if length == size and carries(node, operand, candidate, axis):
                     return operand, candidate
         return None
 
@@ -116,11 +104,11 @@ class Streams:
             written = self._written(node, axis)
             if written is not None:
                 return written
-        if _joins_items(node, axis):
+        if joins_items(node, axis):
             found = self._of_joined_items(node, axis)
             if found is not None:
                 return found
-        if _reads_a_written_item(node):
+        if reads_a_written_item(node):
             return self._of_item(node.args[0], axis + 1, node.args[2] % shape(node.args[0])[0])
         part = part_of(node, axis)
         if part is not None:
@@ -138,11 +126,11 @@ class Streams:
     def _grid(self, node: fx.Node, axis: int) -> tuple[int, ...] | None:
         """The sides that a reshape folds into an axis; a side may have been folded before."""
         found: list[int] = []
-        for side, size in _folded(node, axis):
+        for side, size in folded_sides(node, axis):
             origin = self.of(node.args[0], side)
             inner = origin[0].grid if len(origin) == 1 and origin[0].length == size else None
             found += inner or (size,)
-        if not found and len(shape(node)) == 3 and axis == 2 and _is_sequence(node):
+        if not found and len(shape(node)) == 3 and axis == 2 and is_sequence(node):
             return (shape(node)[axis],)
         if len(found) == 1:
             found = [1, *found]
@@ -153,7 +141,7 @@ class Streams:
 
         Their tokens may begin in several places, one for each item, but must lie at the same ones.
         """
-        parts = [part for part in _items(node, axis) if not self._inputs.constant(part[0])]
+        parts = [part for part in joined_items(node, axis) if not self._inputs.constant(part[0])]
         found = [self.of(*part) for part in parts]
         plans = {tuple((o.length, o.grid) for o in stream) for stream in found}
         return found[0] if len(plans) == 1 else None
@@ -206,10 +194,12 @@ class Streams:
     def _unfolding(self, graph: fx.Graph) -> set[Key]:
         found: set[Key] = set()
         for node in graph.nodes:
-            if node.target in _UNFOLDS:
+            if node.target in UNFOLDS:
                 source = node.args[0]
                 for axis in range(1, len(shape(source))):
-                    if any(_before_unfold(node, side) == (source, axis) for side in _sides(node)):
+                    if any(
+                        before_unfold(node, side) == (source, axis) for side in token_axes(node)
+                    ):
                         found |= {origin.key for origin in self.of(source, axis)}
         return found
 
@@ -225,65 +215,26 @@ class Streams:
             if side in seen:
                 continue
             seen.add(side)
-            parent = self.carrier(*side) or _before_unfold(*side) or _resized(*side)
-            folded = [] if parent else _folded(*side)
+            parent = self.carrier(*side) or before_unfold(*side) or resized(*side)
+            folded = [] if parent else folded_sides(*side)
             if parent is not None:
                 waiting.append(parent)
                 self._remember_sides(side[0], *parent)
             else:
                 waiting += [(side[0].args[0], index) for index, _ in folded]
-                waiting += _items(*side) if _joins_items(*side) else []
+                waiting += joined_items(*side) if joins_items(*side) else []
                 found.add(side)
         return found
 
     def _remember_sides(self, node: fx.Node, source: fx.Node, axis: int) -> None:
         """The sides that a reshape makes of a picture's tokens, if it splits them into some."""
-        sides = _split(node, axis) if node.target in _UNFOLDS and node.args[0] is source else ()
+        sides = (
+            sides_of_split(node, axis) if node.target in UNFOLDS and node.args[0] is source else ()
+        )
         if len(sides) in (2, 3):
             stream = self.of(source, axis)
             if len(stream) == 1 and stream[0].length == math.prod(sides):
                 self.sides[stream[0].key] = sides
-
-
-def _carries(node: fx.Node, operand: fx.Node, candidate: int, axis: int) -> bool:
-    """Ask the forward rule whether tokens on `candidate` of `operand` end on `axis` of `node`."""
-    layout = TokenLayout(candidate, None, (Segment(shape(operand)[candidate]),))
-    try:
-        if not is_getitem(node):
-            result = _ask(node, operand, layout)
-        else:
-            results = _ask(node.args[0], operand, layout).layout
-            result = Step(results[node.args[1]] if isinstance(results, tuple) else None)
-    except CannotRewrite:
-        return False
-    found = result.layout
-    return isinstance(found, TokenLayout) and (found.axis, found.length) == (axis, layout.length)
-
-
-def _ask(node: fx.Node, operand: fx.Node, layout: TokenLayout) -> Step:
-    return apply_rule(node, _Probe(operand, layout))
-
-
-class _Probe:
-    """A flow in which one operand carries unmerged tokens."""
-
-    def __init__(self, operand: fx.Node, layout: TokenLayout) -> None:
-        self._operand, self._layout = operand, layout
-
-    def layout(self, node: object) -> TokenLayout | None:
-        return self._layout if node is self._operand else None
-
-    def results(self, node: fx.Node) -> tuple[TokenLayout | None, ...]:
-        raise CannotRewrite("a probe stops at several results", node)
-
-    def is_table(self, node: fx.Node, *, constant: bool) -> bool:
-        return False
-
-    def is_mask(self, node: fx.Node) -> bool:
-        return False
-
-    def is_residual(self, node: fx.Node, axis: int, segments: tuple[Segment, ...]) -> bool:
-        return False
 
 
 def between(stream: Stream, start: int, stop: int) -> Stream:
@@ -305,84 +256,5 @@ def between(stream: Stream, start: int, stop: int) -> Stream:
     return tuple(found)
 
 
-def _folded(node: fx.Node, axis: int) -> list[tuple[int, int]]:
-    """`(axis, size)` of what a reshape folds into `axis`: height and width, or frames before."""
-    if node.target not in _FOLDS:
-        return []
-    before, after = shape(node.args[0]), shape(node)
-    at = math.prod(after[:axis])
-    product = 1
-    sides: list[tuple[int, int]] = []
-    for index, size in enumerate(before):
-        if product >= at and math.prod(n for _, n in sides) < after[axis] and size > 1:
-            sides.append((index, size))
-        product *= size
-    return sides if math.prod(n for _, n in sides) == after[axis] else []
-
-
-def _before_unfold(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
-    """The longer axis of which a reshape makes `axis` one side."""
-    if node.target not in _UNFOLDS:
-        return None
-    source: fx.Node = node.args[0]
-    after = shape(node)
-    ahead, product = math.prod(after[:axis]), 1
-    for index, size in enumerate(shape(source)):
-        if product <= ahead < product * size and size > after[axis]:
-            return source, index
-        product *= size
-    return None
-
-
-def _split(node: fx.Node, axis: int) -> tuple[int, ...]:
-    """The sizes that a reshape makes of an axis of its operand, without those of one."""
-    before, after = shape(node.args[0]), shape(node)
-    sides: list[int] = []
-    product, start = 1, math.prod(before[:axis])
-    for size in after:
-        if product >= start and math.prod(sides) < before[axis] and size > 1:
-            sides.append(size)
-        product *= size
-    return tuple(sides) if math.prod(sides) == before[axis] else ()
-
-
 def _alike(stream: Stream, other: Stream) -> bool:
     return [(o.key, o.length) for o in stream] == [(o.key, o.length) for o in other]
-
-
-def _joins_items(node: fx.Node, axis: int) -> bool:
-    """Whether several items become a batch, seen along another axis."""
-    if node.target in CATS:
-        return cat_axis(node) == 0 != axis and len(node.args[0]) > 1
-    first = node.target is aten.pad_sequence.default or (
-        node.target is aten.stack.default and (len(node.args) < 2 or node.args[1] == 0)
-    )
-    return first and axis > 0
-
-
-def _items(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
-    """The items that were joined into a batch, and the axis of theirs that became one of its."""
-    items: list[fx.Node] = node.args[0]
-    return [(item, axis - (len(shape(node)) > len(shape(item)))) for item in items]
-
-
-def _reads_a_written_item(node: fx.Node) -> bool:
-    """Whether a node is an item of a batch that was written item by item."""
-    if node.target is not aten.select.int or node.args[1] % len(shape(node.args[0])) != 0:
-        return False
-    source: fx.Node = node.args[0]
-    return source.target is aten.select_scatter.default and written_range(source)[0] == 0
-
-
-def _is_sequence(node: fx.Node) -> bool:
-    """Whether a tensor `[B, C, N]` is channels over one side, as sound is."""
-    return node.op == "placeholder" or node.target is aten.conv1d.default
-
-
-def _resized(node: fx.Node, axis: int) -> tuple[fx.Node, int] | None:
-    """The side of which an operation on neighbours makes another: it is the same picture's."""
-    return (node.args[0], axis) if node.target in _RESIZING and axis >= 2 else None
-
-
-def _sides(node: fx.Node) -> range:
-    return range(1, len(shape(node)))

@@ -30,16 +30,14 @@ from toma_fx.merging import (
 )
 from toma_fx.passes.find.keys import places_inside
 from toma_fx.passes.find.region import Group, Region
-from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import shape
 from toma_fx.passes.graph.work import Work
 from toma_fx.passes.methods.base import MemoryPlan, Method, all_readers
+from toma_fx.passes.methods.kept import Kept
 from toma_fx.passes.methods.pace import Computes
-from toma_fx.passes.methods.slots import Moment, SlotBuffer, SlotTensors
+from toma_fx.passes.methods.slots import Moment, SlotBuffer
 from toma_fx.share import Share, share_of
 from toma_fx.windows import Windows
-
-_FEW = 3  # slots: of more, all of a memory is too much to read and write
 
 
 class RefreshPlan(MemoryPlan):
@@ -100,18 +98,18 @@ class RefreshPlan(MemoryPlan):
     def _has_text(self, value: Tensor, picture: int) -> bool:
         return self._moment.pace.rests and value.shape[1] > picture
 
-    def _of_picture(self, value: Tensor) -> _Kept:
+    def _of_picture(self, value: Tensor) -> Kept:
         sizes = (int(value.shape[0]), self.windows.tokens, int(value.shape[2]))
         return self._kept("", value, sizes)
 
-    def _of_text(self, value: Tensor, sizes: tuple[int, ...]) -> _Kept:
+    def _of_text(self, value: Tensor, sizes: tuple[int, ...]) -> Kept:
         return self._kept("text_", value, tuple(map(int, sizes)))
 
-    def _kept(self, prefix: str, value: Tensor, sizes: tuple[int, ...]) -> _Kept:
+    def _kept(self, prefix: str, value: Tensor, sizes: tuple[int, ...]) -> Kept:
         """The memory of the next exit, or of the next piece of text."""
         numbers: Iterator[int] = self._emit.once(("memories", prefix), itertools.count)
         name = f"toma_memory_{prefix}{next(numbers)}"
-        return _Kept(self._emit, name, self._moment, sizes, value, self._config.history)
+        return Kept(self._emit, name, self._moment, sizes, value, self._config.history)
 
     def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         assert moment is not None
@@ -195,38 +193,6 @@ _CLASSES: dict[Computes, Callable[[Share], int]] = {
     Computes.ALL: lambda share: share.classes,
     Computes.NONE: lambda share: 0,
 }
-
-
-class _Kept:
-    """The last values of one exit, or of one piece of text, and those before them."""
-
-    def __init__(
-        self,
-        emit: Emitter,
-        name: str,
-        moment: Moment,
-        sizes: tuple[int, ...],
-        like: Tensor,
-        history: int,
-    ) -> None:
-        kind = SlotTensors if moment.slots <= _FEW else SlotBuffer
-        self._emit = emit
-        self._buffers = [
-            kind(emit, f"{name}_{which}", moment, sizes, like.dtype, like.device)
-            for which in ("last", "before")[:history]
-        ]
-
-    def read(self) -> list[fx.Node | None]:
-        """Last values and those before, None where these are not kept."""
-        return [buffer.read() for buffer in self._buffers] + [None] * (2 - len(self._buffers))
-
-    def write(self, values: Iterable[fx.Node]) -> None:
-        for buffer, value in zip(self._buffers, values, strict=True):
-            buffer.write(value)
-
-    def learn(self, computed: fx.Node, fresh: fx.Node) -> None:
-        """Keep values all of which were computed."""
-        self.write(self._emit.inline(recall.learn, computed, *self.read(), fresh))
 
 
 def _recalled(

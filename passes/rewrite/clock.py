@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from toma_fx.config import TomaConfig
+from toma_fx.fingerprint import fingerprint, samples
 from toma_fx.guard import (
     SLOT_SIZE,
     cold_tally,
     count_selection,
     decide,
-    fingerprint,
     notice,
-    samples,
 )
 from toma_fx.operations import SELECT
 from toma_fx.passes.find.region import Group
