@@ -43,6 +43,11 @@ def record(report: Report, before: fx.GraphModule | None, after: fx.GraphModule 
         _artifact(f"toma_fx_graph_{name}", "string", partial(_text, graph))
 
 
+def tell_passed_on(reason: str) -> None:
+    """Tell that a graph goes to the compiler behind the passes as it is."""
+    _log.info("graph passed on: %s", reason)
+
+
 def _artifact(name: str, encoding: str, payload: Callable[[], Any]) -> None:
     trace_structured("artifact", lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
 

@@ -21,7 +21,7 @@ from toma_fx.passes.find.find import find
 from toma_fx.passes.find.region import Forecast, Group, Region
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.analysis import Analysis
-from toma_fx.passes.logs import record
+from toma_fx.passes.logs import record, tell_passed_on
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.marks import LIFTED, lift_marks
@@ -37,7 +37,7 @@ from toma_fx.passes.plan.hoist import hoist
 from toma_fx.passes.plan.plan import Judge, plan
 from toma_fx.passes.plan.scope import Scopes, scope_remarks
 from toma_fx.passes.plan.wanted import unmatched_patterns
-from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs
+from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs, shows_step
 from toma_fx.passes.rewrite.merged import RegionRefused
 from toma_fx.passes.rewrite.rewrite import rewrite
 from toma_fx.passes.verify import verify
@@ -54,11 +54,13 @@ class RewriteResult:
         graph_module: the merged graph, or the graph module that was given where nothing merges.
         report: every region with its fate.
         told_apart: places of the inputs by which the guard knows a slot.
+        passed_on: whether it was not looked at further, being no denoiser's.
     """
 
     graph_module: fx.GraphModule
     report: Report = field(default_factory=Report)
     told_apart: tuple[int, ...] = ()
+    passed_on: bool = False
 
 
 def run_passes(
@@ -67,6 +69,7 @@ def run_passes(
     config: TomaConfig,
     pace: Pace = USUAL,
     outside: Outside | None = None,
+    denoisers_only: bool = False,
 ) -> RewriteResult:
     """normalize → find → plan → hoist → rewrite → verify; `gm` comes back untouched on refusal.
 
@@ -78,6 +81,7 @@ def run_passes(
         config: how it is merged.
         pace: what it computes of its regions.
         outside: what it is told of the model that it is part of; None where nobody tells anything.
+        denoisers_only: whether a graph without a step, its own or a told one, is passed on.
     """
     told = outside or Outside()
     assert pace == USUAL or METHODS[config.method].remembers
@@ -91,6 +95,8 @@ def run_passes(
         report.notes += [LIFTED] if lift_marks(example_inputs) else []
         normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
         analysis = clock.time("analyse", lambda: Analysis(normal))
+        if denoisers_only and not (told.followed or shows_step(analysis, config)):
+            return _passed_on(gm, "it shows no step of a denoiser")
         regions = clock.time("find", lambda: _find(analysis, config, told))
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
@@ -105,6 +111,8 @@ def run_passes(
             clock.time("verify", lambda: verify(normal, result))
             call_own_linears(result, example_inputs)
     except CannotRewrite as refusal:
+        if denoisers_only and not told.followed and not regions:
+            return _passed_on(gm, str(refusal))
         result = gm
         report.notes.append(str(refusal))
         for region in regions:
@@ -127,6 +135,12 @@ def run_passes(
     counters["toma_fx"]["graphs_rewritten"] += result is not gm
     record(report, normal, result if result is not gm else None)
     return RewriteResult(result, report, told_apart)
+
+
+def _passed_on(gm: fx.GraphModule, reason: str) -> RewriteResult:
+    counters["toma_fx"]["graphs_passed_on"] += 1
+    tell_passed_on(reason)
+    return RewriteResult(gm, passed_on=True)
 
 
 def _find(analysis: Analysis, config: TomaConfig, outside: Outside) -> list[Region]:

@@ -56,6 +56,10 @@ def toma_backend(
         options: fields of `TomaConfig`, Inductor's options, and `inner_backend` (default
             `"inductor"`): the registered Dynamo backend that compiles the rewritten graph.
 
+    Where it is the default of `torch.compile` (`torch.compiler.set_default_backend("toma")`),
+    graphs without a denoiser's step, text encoders and decoders, go to the inner backend as they
+    are and silently; `torch._dynamo.utils.counters["toma_fx"]["graphs_passed_on"]` counts them.
+
     Returns:
         A callable with the graph's signature. Where nothing can be merged it is the plain
         model's, after one warning that says why.
@@ -66,7 +70,7 @@ def toma_backend(
     """
     try:
         config, compiler = choose(mode, options)
-        return compile_merged(gm, example_inputs, config, compiler)[0]
+        return compile_merged(gm, example_inputs, config, compiler, everywhere=_is_default())[0]
     except (ConfigError, AutogradError) as error:
         raise handed_on(error, inspect.currentframe()) from None
 
@@ -77,6 +81,7 @@ def compile_merged(
     config: TomaConfig,
     compiler: Compiler,
     paced: Paced | None = None,
+    everywhere: bool = False,
 ) -> tuple[Callable[..., Any], Report]:
     """Rewrite a graph and compile it; the report says what it merges.
 
@@ -86,12 +91,15 @@ def compile_merged(
         config: how it is merged.
         compiler: what compiles the rewritten graph.
         paced: where it shares its memory with graphs of another pace.
+        everywhere: whether graphs come of all models there are, not of denoisers alone.
     """
     _refuse_autograd(example_inputs)
     inputs, numbers = numbers_as_tensors(gm, example_inputs)
     pace = paced.pace if paced is not None else USUAL
-    result = run_passes(gm, inputs, config, pace, _outside(gm, inputs))
-    remember(result.report)
+    outside = _outside(gm, inputs)
+    result = run_passes(gm, inputs, config, pace, outside, denoisers_only=everywhere)
+    if not result.passed_on:
+        remember(result.report)
     merged = result.graph_module
     if merged is gm:
         return compiler(gm, example_inputs), result.report
@@ -103,6 +111,13 @@ def compile_merged(
     if METHODS[config.method].remembers and lifted.moment:
         return _plain_unfollowed(taking_numbers(guarded, numbers), gm), result.report
     return taking_numbers(guarded, numbers), result.report
+
+
+def _is_default() -> bool:
+    """Whether `torch.compile` calls that name no backend, whatever they compile, come here."""
+    known = getattr(torch.compiler, "get_default_backend", lambda: None)  # from torch 2.13 on
+    backend = known()
+    return backend == "toma" or getattr(backend, "func", backend) is toma_backend
 
 
 def _outside(gm: fx.GraphModule, inputs: Sequence[Any]) -> Outside:

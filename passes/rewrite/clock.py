@@ -89,6 +89,13 @@ def find_guard_inputs(analysis: Analysis, groups: list[Group], config: TomaConfi
     )
 
 
+def shows_step(analysis: Analysis, config: TomaConfig) -> bool:
+    """Whether a graph has a timestep, so that it is a denoiser's."""
+    inputs = analysis.inputs
+    varying = [p for p in analysis.graph.find_nodes(op="placeholder") if inputs.varying(p)]
+    return _timestep(varying, inputs, config.timestep_input)[0] is not None
+
+
 def input_name(placeholder: fx.Node) -> str:
     """The name that a user knows: `timestep` for Dynamo's `L['kwargs']['timestep']`.
 
