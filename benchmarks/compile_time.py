@@ -3,7 +3,8 @@
     python -m benchmarks.compile_time --out benchmarks/results/compile_time.json
 
 Passes: SDXL-base and Flux.1-dev at full size on the meta device. Whole compiles: small models of
-both architectures, cold caches, each in a process of its own.
+both architectures, and a narrow Flux.1 of its full depth, cold caches, each in a process of its own; the
+denoiser whole, and its blocks apart.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def pass_times() -> dict[str, dict[str, Any]]:
     return found
 
 
+APART = "apart "
+"""In front of a backend: blocks are compiled apart."""
+BACKENDS = ("inductor", "toma", f"{APART}inductor", f"{APART}toma")
+
+
 @torch.no_grad()
 def compile_once(architecture: str, backend: str) -> float:
     """Seconds from `torch.compile` to the first result, this process."""
@@ -50,10 +56,16 @@ def compile_once(architecture: str, backend: str) -> float:
         model, inputs = sdxl(), {}
         inputs = sdxl_inputs(model, 64, 64)
     else:
-        model = flux()
+        deep = {"num_layers": 19, "num_single_layers": 38} if architecture == "deep flux" else {}
+        model = flux(**deep)
         inputs = flux_inputs(model, 32, 32)
     start = time.perf_counter()
-    torch.compile(model, backend=backend, fullgraph=True)(**inputs)
+    if backend.startswith(APART):
+        toma_fx.follow(model)
+        model.compile_repeated_blocks(backend=backend.removeprefix(APART), fullgraph=True)
+        model(**inputs)
+    else:
+        torch.compile(model, backend=backend, fullgraph=True)(**inputs)
     return time.perf_counter() - start
 
 
@@ -71,6 +83,8 @@ def cold_compile(architecture: str, backend: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
+    names = ("sdxl", "flux", "deep flux")
+    parser.add_argument("--models", nargs="+", choices=names, default=names, help="to compile")
     parser.add_argument("--one", nargs=2, metavar=("ARCHITECTURE", "BACKEND"), help="internal")
     given = parser.parse_args()
     if given.one:
@@ -78,8 +92,8 @@ def main() -> None:
         return
     passes = pass_times()
     compiles = {
-        name: {backend: cold_compile(name, backend) for backend in ("inductor", "toma")}
-        for name in ("sdxl", "flux")
+        name: {backend: cold_compile(name, backend) for backend in BACKENDS}
+        for name in given.models
     }
     console = Console()
     table = Table("model", "regions", "normalize", "other passes", "total", title="passes, seconds")
@@ -89,10 +103,13 @@ def main() -> None:
         columns = (seconds["normalize"], rest, sum(seconds.values()))
         table.add_row(name, str(row["merged"]), *(f"{value:.2f}" for value in columns))
     console.print(table)
-    table = Table("small model", "plain", "toma", "ratio", title="cold compile, seconds")
+    columns = ("plain", "toma", "ratio", "plain, apart", "toma, apart", "ratio", "apart / whole")
+    table = Table("small model", *columns, title="cold compile, seconds")
     for name, row in compiles.items():
-        ratio = row["toma"] / row["inductor"]
-        table.add_row(name, f"{row['inductor']:.1f}", f"{row['toma']:.1f}", f"{ratio:.2f}")
+        plain, merged, *blocks = (row[backend] for backend in BACKENDS)
+        whole = (f"{plain:.1f}", f"{merged:.1f}", f"{merged / plain:.2f}")
+        apart = (f"{blocks[0]:.1f}", f"{blocks[1]:.1f}", f"{blocks[1] / blocks[0]:.2f}")
+        table.add_row(name, *whole, *apart, f"{blocks[1] / merged:.2f}")
     console.print(table)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
