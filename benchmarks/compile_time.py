@@ -3,8 +3,8 @@
     python -m benchmarks.compile_time --out benchmarks/results/compile_time.json
 
 Passes: SDXL-base and Flux.1-dev at full size on the meta device. Whole compiles: small models of
-both architectures, and a narrow Flux.1 of its full depth, cold caches, each in a process of its own; the
-denoiser whole, and its blocks apart.
+both architectures, and a narrow Flux.1 of its full depth, cold caches, each in a process of its
+own; the denoiser whole, and its blocks apart.
 """
 
 from __future__ import annotations
