@@ -15,7 +15,7 @@ import toma_fx
 from tests.diffusers.door import EAGER, compiles, config, fresh, no_recompile, ran
 from tests.models import flux, sd3, sdxl
 from tests.pipelines import Pipe, flux_pipe, sd3_pipe, sdxl_pipe
-from toma_fx import ConfigError, PipelineError, reuse_stats
+from toma_fx import ConfigError, PipelineError, last_report, reuse_stats
 from toma_fx.diffusers import apply, enable, is_applied, remove, status
 from toma_fx.diffusers.regional import blocks_of
 from toma_fx.following import is_followed
@@ -93,6 +93,9 @@ def test_the_first_blocks_of_a_class_stay_at_full_length() -> None:
         enable(one.pipeline, how, regional=regional, **EAGER)
         pictures.append(one.run(**SIZE))
     assert torch.allclose(*pictures, atol=1e-4)
+    assert last_report().merged
+    enable(one.pipeline, config(scope="region", share="block"), regional=True, **EAGER)
+    assert not torch.allclose(one.run(**SIZE), pictures[0], atol=1e-3)
 
 
 def test_what_blocks_cannot_do_is_said_at_the_door() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from toma_fx.arguments import Arguments, Call
 from toma_fx.diffusers.denoiser import CompiledCall
 from toma_fx.diffusers.graphs import MERGED, PLAIN, Graph, Kind, Variant
-from toma_fx.diffusers.recipe import Recipe
+from toma_fx.diffusers.recipe import Recipe, changed
 from toma_fx.dynamo import forget
 from toma_fx.errors import PipelineError
 from toma_fx.following import follow, is_followed, unfollow
@@ -127,7 +127,8 @@ class RegionalVariant(Variant):
         merges = self.kind != PLAIN and number >= self.recipe.config.skip_blocks
         key = type(block), merges
         if key not in self._of_class:
-            config = self._config if merges else None
+            # Which blocks are the first is known here alone.
+            config = changed(self._config, skip_blocks=0) if merges and self._config else None
             function, self._of_class[key] = self._compile(MERGED if merges else PLAIN, config)
             self._functions.append(function)
         args, kwargs = self._arguments.for_dynamo(call, merges)
