@@ -222,7 +222,7 @@ def _guard(
     if found.timestep is not None or outside is None:
         note = found.note
     else:
-        note = f"{found.note}. A block shows no step: toma_fx.follow(model) follows the denoiser"
+        note = f"{found.note}. Blocks compiled apart are told by toma_fx.follow(model)"
         found = replace(found, note=note, outside=True)
     if method.remembers and found.timestep is None:
         raise CannotRewrite(f"{config.method} needs to know a picture's steps: {note}")

@@ -6,11 +6,11 @@ import copy
 import gc
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +19,10 @@ from tests.apart import OPTIONS as SMALL
 from tests.apart import Denoiser, apart, call, compile_blocks, picture, run
 from tests.models import flux_inputs, sdxl_inputs
 from tests.remembering import small_flux, small_sdxl, worst
+from tests.test_current_models import wan, wan_inputs
 from tests.tiny import one_thread
+from tests.zoo import packed
+from tests.zoo.entries import alive, noise
 from toma_fx import ConfigError, following, last_report, reuse_stats
 from toma_fx.following import Call, Schedule
 
@@ -33,10 +36,27 @@ OPTIONS: dict[str, Any] = {
     "select_every": 3,
     "weigh_every": 2,
 }
-BUILD: dict[str, Callable[[], tuple[nn.Module, dict[str, Any], str]]] = {
-    "sdxl": lambda: (sdxl := small_sdxl(), sdxl_inputs(sdxl, 9, 8), "sample"),  # type: ignore[arg-type]
-    "flux": lambda: (flux := small_flux(num_layers=2), flux_inputs(flux, 9, 8, 5), "hidden_states"),  # type: ignore[arg-type]
-}
+
+
+def model_of(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model whose tokens stand on a grid, and a call of it; the first argument is the latents."""
+    if name == "sdxl":
+        model: Any = small_sdxl()
+        return model, sdxl_inputs(model, 9, 8)
+    if name == "flux":
+        model = small_flux(num_layers=2)
+        return model, flux_inputs(model, 9, 8, 5)
+    if name == "wan":
+        return wan(), {**wan_inputs((3, 5, 7), 1), "return_dict": False}
+    torch.manual_seed(0)
+    call = {
+        "hidden_states": noise(1, 77, 16),
+        "encoder_hidden_states": noise(1, 10, 20),
+        "timestep": torch.full((1,), 0.5),
+        "img_shapes": [[(1, 7, 11)]],
+        "return_dict": False,
+    }
+    return alive(packed.qwen(QwenImageTransformer2DModel)).eval(), call
 
 
 def generations(inputs: dict[str, Any], latents: str) -> list[dict[str, Any]]:
@@ -50,11 +70,16 @@ def generations(inputs: dict[str, Any], latents: str) -> list[dict[str, Any]]:
     return calls
 
 
-@pytest.mark.parametrize("method", ["toma", "refresh"])
-@pytest.mark.parametrize("name", list(BUILD))
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *(("sdxl", "toma"), ("sdxl", "refresh"), ("flux", "toma"), ("flux", "refresh")),
+        *(("wan", "toma"), ("qwen", "refresh")),
+    ],
+)
 def test_blocks_compiled_apart_equal_the_whole_model(name: str, method: str) -> None:
-    model, inputs, latents = BUILD[name]()
-    calls = generations(inputs, latents)
+    model, inputs = model_of(name)
+    calls = generations(inputs, next(iter(inputs)))
     options = {**OPTIONS, "method": method, **({"window": 4} if method == "toma" else {})}
     torch._dynamo.reset()
     whole = torch.compile(model, backend="toma", fullgraph=True, options=options)

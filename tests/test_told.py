@@ -60,6 +60,9 @@ def test_coordinates_of_packed_latents() -> None:
 def test_sides_beside_packed_latents() -> None:
     latents = torch.zeros(1, 24, 16)
     assert told(latents, img_shapes=[[(1, 6, 4)]]).grid(24) == (6, 4)
+    assert told(latents, img_shapes=[[(1, 6, 4)]] * 2).grid(24) == (6, 4)
+    assert told(latents, img_shapes=[(1, 6, 4)]).grid(24) == (6, 4)
     assert told(latents, img_shapes=[[(1, 6, 4), (1, 2, 2)]]).grid(28) is None
+    assert told(latents, img_shapes=[[(1, 6, 4), (1, 6, 4)]]).grid(48) is None
     assert told(latents, num_frames=2, height=3, width=4).grid(24) == (2, 3, 4)
     assert told(latents).grid(24) is None

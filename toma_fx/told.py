@@ -54,11 +54,9 @@ class Told:
         sides = [self._named.get(name) for name in _SIDES]
         if all(isinstance(side, int) for side in sides):
             yield tuple(int(side) for side in sides if side is not None)
-        shapes = self._named.get("img_shapes")
-        while isinstance(shapes, Sequence) and len(shapes) == 1:
-            shapes = shapes[0]
-        if isinstance(shapes, Sequence) and all(isinstance(side, int) for side in shapes):
-            yield tuple(shapes[1:]) if len(shapes) == 3 and shapes[0] == 1 else tuple(shapes)
+        shape = _only(self._named.get("img_shapes"))
+        if shape:
+            yield shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
     def _patched(self, sides: list[int], tokens: int) -> list[tuple[int, ...]]:
         """Latents `[B, C, H, W]` or `[B, C, T, H, W]` in patches, by the model's patch size.
@@ -75,3 +73,14 @@ class Told:
         scales = range(1, max(min(height, width), 1) + 1)
         grids = [(*frames, -(-height // p), -(-width // p)) for p in scales]
         return [g for g in dict.fromkeys(grids) if math.prod(g) == tokens][:1]
+
+
+def _only(shapes: Any) -> tuple[int, ...]:
+    """The sides of the only picture of all items, `[[(1, h, w)], …]`; none where there are more."""
+    while isinstance(shapes, Sequence) and shapes and all(one == shapes[0] for one in shapes):
+        if isinstance(shapes[0], int):
+            break
+        if isinstance(shapes[0], Sequence) and all(isinstance(s, int) for s in shapes[0]):
+            return tuple(shapes[0]) if len(shapes) == 1 else ()
+        shapes = shapes[0]
+    return ()
