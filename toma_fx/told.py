@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from toma_fx.arguments import Arguments, Call
 from toma_fx.passes.graph.outside import grid_of_positions
@@ -28,6 +29,16 @@ class Told:
         self._named = arguments.by_name(call)
         self._latents = self._named.get(arguments.latents_name)
         self._config = config
+
+    def sides(self) -> Hashable:
+        """What tells pictures of other sides apart; of coordinates it reads the largest.
+
+        That waits for the device, once for each tensor of them: a pipeline makes one a picture.
+        """
+        if isinstance(self._latents, Tensor) and self._latents.dim() > 3:
+            return tuple(self._latents.shape[2:])
+        named = [repr(self._named.get(name)) for name in (*_SIDES, "img_shapes")]
+        return (*named, *(_largest(ids) for ids in map(self._named.get, _IDS)))
 
     def grid(self, tokens: int) -> tuple[int, ...] | None:
         """Sides of the picture of so many tokens; None where the call does not tell, or it is no
@@ -84,3 +95,18 @@ def _only(shapes: Any) -> tuple[int, ...]:
             return tuple(shapes[0]) if len(shapes) == 1 else ()
         shapes = shapes[0]
     return ()
+
+
+def _largest(ids: object) -> tuple[float, ...]:
+    """Of each column; remembered as long as the tensor stays as it is."""
+    if not isinstance(ids, Tensor):
+        return ()
+    version = None if ids.is_inference() else ids._version
+    kept = _read.get(ids)
+    if kept is None or version is None or kept[0] != version:
+        kept = _read[ids] = version, tuple(ids.flatten(0, -2).amax(0).tolist())
+    found: tuple[float, ...] = kept[1]
+    return found
+
+
+_read = WeakIdKeyDictionary()

@@ -63,6 +63,21 @@ def test_a_picture_is_that_of_the_whole_denoiser(pipe: Callable[[], Pipe]) -> No
     assert all("_compiled_call_impl" not in vars(block) for block in blocks_of(one.denoiser))
 
 
+@pytest.mark.parametrize("pipe", [sdxl_pipe, flux_pipe])
+def test_upright_and_lying_pictures_have_windows_of_their_own(pipe: Callable[[], Pipe]) -> None:
+    """They have as many tokens, so that a block cannot tell them apart."""
+    sizes = [(64, 128), (128, 64)]
+    pictures = []
+    for regional in (False, True):
+        one = pipe()
+        apply(one.pipeline, config(scope="region"), regional=regional, **EAGER)
+        pictures.append([one.run(steps=2, side=side) for side in (*sizes, *sizes)])
+        with no_recompile():
+            one.run(steps=1, side=sizes[1])
+    for whole, apart in zip(*pictures, strict=True):
+        assert torch.allclose(apart, whole, atol=1e-4)
+
+
 def test_steps_outside_of_merge_steps_run_plain_blocks() -> None:
     one = flux_pipe()
     plain = one.run(steps=4, **SIZE)

@@ -66,14 +66,20 @@ class Graph:
 
     def variant(self, call: Call, latents: Any) -> Variant | None:
         """What runs a call of these sizes; None behind the limit."""
-        merges = self.kind != PLAIN
-        key = tuple(tensor.shape for tensor in tensors(call)) if merges else None
+        key = self._key(call)
         if key not in self._variants:
             if len(self._variants) >= self._recipe.limit:
                 self._refuse(latents)
                 return None
-            self._variants[key] = Variant(self.kind, self._recipe, self.shared.setdefault(key, []))
+            self._variants[key] = self._new_variant(key)
         return self._variants[key]
+
+    def _key(self, call: Call) -> Hashable:
+        """What tells sizes apart."""
+        return tuple(tensor.shape for tensor in tensors(call)) if self.kind != PLAIN else None
+
+    def _new_variant(self, key: Hashable) -> Variant:
+        return Variant(self.kind, self._recipe, self.shared.setdefault(key, []))
 
     def begin(self) -> None:
         """A picture begins."""

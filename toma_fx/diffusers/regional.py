@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,6 +23,7 @@ from toma_fx.diffusers.recipe import Recipe, changed
 from toma_fx.dynamo import forget
 from toma_fx.errors import PipelineError
 from toma_fx.following import follow, is_followed, unfollow
+from toma_fx.told import Told
 
 _SLOT = "_compiled_call_impl"
 
@@ -92,16 +93,24 @@ class RegionalCall(CompiledCall):
         return call  # it sees those of the blocks
 
     def _new_graph(self, kind: Kind, recipe: Recipe, like: Graph | None) -> Graph:
-        return RegionalGraph(kind, recipe)
+        return RegionalGraph(kind, recipe, self._arguments)
 
 
 class RegionalGraph(Graph):
-    """One way to run the blocks of a denoiser; sizes are told apart by each class's code."""
+    """One way to run the blocks of a denoiser, for pictures of each size.
 
-    def variant(self, call: Call, latents: Any) -> Variant:
-        if None not in self._variants:
-            self._variants[None] = RegionalVariant(self.kind, self._recipe, [])
-        return self._variants[None]
+    Two of as many tokens look alike to a block, but their windows lie elsewhere.
+    """
+
+    def __init__(self, kind: Kind, recipe: Recipe, arguments: Arguments) -> None:
+        super().__init__(kind, recipe)
+        self._arguments = arguments
+
+    def _key(self, call: Call) -> Hashable:
+        return Told(self._arguments, call, None).sides() if self.kind != PLAIN else None
+
+    def _new_variant(self, key: Hashable) -> Variant:
+        return RegionalVariant(self.kind, self._recipe, [])
 
 
 class RegionalVariant(Variant):
