@@ -24,7 +24,8 @@ from tests.tiny import one_thread
 from tests.zoo import packed
 from tests.zoo.entries import alive, noise
 from toma_fx import ConfigError, following, last_report, reuse_stats
-from toma_fx.following import Call, Schedule
+from toma_fx.eager_guard import Schedule
+from toma_fx.following import Call
 
 __all__ = ["one_thread"]  # the fixture of these tests
 

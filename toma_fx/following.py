@@ -20,43 +20,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path
 from torch.utils.weak import WeakIdKeyDictionary
 
 from toma_fx import guard
 from toma_fx.arguments import Arguments
 from toma_fx.arguments import Call as Given
-from toma_fx.config import TomaConfig
+from toma_fx.eager_guard import EagerGuard, Moment, Parts, Schedule, parts_of
 from toma_fx.errors import ConfigError, TomaWarning
-from toma_fx.fingerprint import SAMPLES, fingerprint, samples
-from toma_fx.operations import SELECT, WEIGH
+from toma_fx.fingerprint import fingerprint
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods.slots import MOMENT
 from toma_fx.streams import DEFAULT_STREAM, any_open, stream_of
 from toma_fx.told import Told
-
-Moment = dict[str, Tensor]
-"""What a graph has as inputs, by name."""
-
-
-class Schedule(NamedTuple):
-    """What a guard goes by: graphs of one schedule share one."""
-
-    select_every: int
-    weigh_every: int
-    take_turns: bool
-    rises: bool
-    reads_conditioning: bool
-    slots: int
-    timestep_input: str | None
-
-    @classmethod
-    def of(cls, config: TomaConfig) -> Schedule:
-        reads = "conditioning" in config.guard
-        every = config.select_every, config.weigh_every
-        slots = config.slots if reads else 1
-        told = ("turns" in config.guard, "rises" in config.guard)
-        return cls(*every, *told, reads, slots, config.timestep_input)
 
 
 class Place(NamedTuple):
@@ -75,7 +50,7 @@ class Following:
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
         self._arguments = Arguments(model)
-        self._guards: dict[tuple[Any, ...], _Guard] = {}
+        self._guards: dict[tuple[Any, ...], EagerGuard] = {}
         self._past: list[Tensor] = []
         self._prints = WeakIdKeyDictionary()  # fingerprints of tensors that did not change
         self._hooks = (
@@ -135,11 +110,11 @@ class Following:
         self._prints[tensor] = (version, tensor.data_ptr()), found
         return found
 
-    def guard_of(self, schedule: Schedule, stream: str, parts: _Parts) -> _Guard:
+    def guard_of(self, schedule: Schedule, stream: str, parts: Parts) -> EagerGuard:
         """The guard of one schedule, in one stream, for calls of this form."""
         key = schedule, stream, parts.form
         if key not in self._guards:
-            self._guards[key] = _Guard(schedule, parts)
+            self._guards[key] = EagerGuard(schedule, parts)
         return self._guards[key]
 
     def forget(self) -> None:
@@ -205,109 +180,13 @@ class Call:
     def _decided(self, schedule: Schedule, device: torch.device) -> Moment | None:
         # What is kept is written again, in whatever mode: it must not be a tensor of inference.
         with torch.inference_mode(False), torch.no_grad():
-            parts = _parts_of(self._arguments, self._given, schedule)
+            parts = parts_of(self._arguments, self._given, schedule)
             if parts is None:
                 return None
             found = self.following.guard_of(schedule, self._stream or DEFAULT_STREAM, parts)
-            return found.advance(self.following, parts, self.number)
+            return found.advance(parts, self.number, self.following.fingerprint)
 
 
-class _Parts(NamedTuple):
-    """What a guard reads of a call."""
-
-    timestep: Tensor
-    latents: list[Tensor]
-    conditioning: list[Tensor]
-    form: tuple[Any, ...]
-    device: torch.device
-
-
-def _parts_of(arguments: Arguments, given: Given, schedule: Schedule) -> _Parts | None:
-    """Sort the tensors of a call by the names of its arguments.
-
-    Latents are what may be another at each step: the first argument, residuals of a control
-    network, and other times. A tensor that is taken for conditioning wrongly costs a selection.
-    """
-    named = arguments.by_name(given)
-    name = schedule.timestep_input or arguments.timestep_name
-    timestep = named.pop(name, None)
-    leaves = [
-        (keystr(path), leaf)
-        for path, leaf in tree_flatten_with_path(named)[0]
-        if isinstance(leaf, Tensor)
-    ]
-    first = f"['{arguments.latents_name}']"
-    latents = [t for path, t in leaves if path.startswith(first) or _moves(path, t)]
-    texts = [t for path, t in leaves if not (path.startswith(first) or _moves(path, t))]
-    if not isinstance(timestep, Tensor | int | float) or not leaves:
-        return None
-    device = (latents or texts)[0].device
-    if not isinstance(timestep, Tensor):
-        timestep = torch.full((), timestep, dtype=torch.float64, device=device)
-    elif timestep.dim() > 1:  # a time for each token: those that are known already stay at 0
-        timestep = timestep.flatten(1).amax(1)
-    texts = texts if schedule.reads_conditioning else []
-    form = (tuple(timestep.shape), *((path, t.shape, t.dtype) for path, t in leaves))
-    return _Parts(timestep.to(device, non_blocking=True), latents, texts, form, device)
-
-
-def _moves(path: str, tensor: Tensor) -> bool:
-    names = ("block_samples", "residual", "controlnet")
-    return any(name in path for name in names) or ("timestep" in path and tensor.dim() < 2)
-
-
-class _Guard:
-    """The state of `guard.decide` for one form of calls, and what it found last.
-
-    The tensors of a moment stay where they are: CUDA graphs read them there.
-    """
-
-    def __init__(self, schedule: Schedule, parts: _Parts) -> None:
-        device, slots = parts.device, schedule.slots
-        size = parts.timestep.numel() + len(parts.latents) * (SAMPLES + _PRINT)
-        size += len(parts.conditioning) * _PRINT
-        self.tally = guard.cold_tally(device)
-        self._schedule = schedule
-        self._memory = torch.zeros(slots, size, device=device)
-        self._slots = torch.zeros(slots, guard.SLOT_SIZE, dtype=torch.int64, device=device)
-        self._numbers = torch.zeros(slots, 3, dtype=torch.int64, device=device)
-        self._moment = {
-            f"{MOMENT}told": torch.zeros(4, dtype=torch.int64, device=device),
-            f"{MOMENT}slot": torch.zeros(1, dtype=torch.int64, device=device),
-        }
-
-    def advance(self, following: Following, parts: _Parts, number: int) -> Moment:
-        """What is due at a call of this number."""
-        how, device = self._schedule, parts.device
-        latents = [tensor.detach() for tensor in parts.latents]
-        phase, step, fresh, slot, *after = guard.decide(
-            *self._state,
-            parts.timestep.detach(),
-            samples(latents) if latents else None,
-            following.fingerprint(parts.latents, device) if latents else None,
-            following.fingerprint(parts.conditioning, device) if parts.conditioning else None,
-            None,
-            how.select_every,
-            how.weigh_every,
-            how.take_turns,
-            rises=how.rises,
-        )
-        for kept, value in zip(self._state, after, strict=True):
-            kept.copy_(value)
-        happened = torch.stack((fresh, phase == SELECT, phase >= WEIGH))
-        row = self._numbers.index_select(0, slot).squeeze(0)
-        row = torch.where(happened, number, row)
-        self._numbers.index_copy_(0, slot, row.unsqueeze(0))
-        self._moment[f"{MOMENT}told"].copy_(torch.cat((row, step.reshape(1))))
-        self._moment[f"{MOMENT}slot"].copy_(slot)
-        return self._moment
-
-    @property
-    def _state(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._memory, self._slots, self.tally
-
-
-_PRINT = 12  # numbers of a fingerprint
 _numbers = itertools.count(1)
 _following: weakref.WeakKeyDictionary[nn.Module, Following] = weakref.WeakKeyDictionary()
 # Of this thread, innermost last.

@@ -20,7 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from toma_fx import guard
 from toma_fx.config import TomaConfig
-from toma_fx.following import Call, Following, Moment, Place, Schedule, calls
+from toma_fx.eager_guard import Moment, Schedule
+from toma_fx.following import Call, Following, Place, calls
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.slots import MOMENT
 from toma_fx.passes.rewrite.lift import Lifted
