@@ -25,7 +25,7 @@ from toma_fx.passes.find.region import Forecast, Group, Region
 from toma_fx.passes.graph.nodes import is_tensor, map_leaves, shape
 from toma_fx.passes.layouts.layout import AtDestinations, Step
 from toma_fx.passes.methods import METHODS
-from toma_fx.passes.rewrite.clock import GuardInputs
+from toma_fx.passes.rewrite.guard_inputs import GuardInputs
 from toma_fx.passes.rewrite.rewrite import rewrite
 from toma_fx.timing import interleaved
 from toma_fx.windows import Windows

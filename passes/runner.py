@@ -37,7 +37,7 @@ from toma_fx.passes.plan.hoist import hoist
 from toma_fx.passes.plan.plan import Judge, plan
 from toma_fx.passes.plan.scope import Scopes, scope_remarks
 from toma_fx.passes.plan.wanted import unmatched_patterns
-from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs, shows_step
+from toma_fx.passes.rewrite.guard_inputs import GuardInputs, find_guard_inputs, shows_step
 from toma_fx.passes.rewrite.merged import RegionRefused
 from toma_fx.passes.rewrite.rewrite import rewrite
 from toma_fx.passes.verify import verify

@@ -33,9 +33,10 @@ from toma_fx.passes.graph.nodes import map_leaves, strides
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Pace
 from toma_fx.passes.plan.hoist import Stage
-from toma_fx.passes.rewrite.clock import Clock, GuardInputs
+from toma_fx.passes.rewrite.clock import Clock
 from toma_fx.passes.rewrite.expect import restrided
 from toma_fx.passes.rewrite.full_length import FullLength
+from toma_fx.passes.rewrite.guard_inputs import GuardInputs
 from toma_fx.passes.rewrite.merged import MergedRegions
 from toma_fx.passes.rewrite.paced import REGIONS
 

@@ -16,7 +16,7 @@ from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.plan.hoist import hoist
 from toma_fx.passes.plan.plan import plan
-from toma_fx.passes.rewrite.clock import find_guard_inputs
+from toma_fx.passes.rewrite.guard_inputs import find_guard_inputs
 from toma_fx.passes.rewrite.rewrite import rewrite
 
 

@@ -18,7 +18,7 @@ from toma_fx.passes.find.find import find
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.plan.plan import plan
-from toma_fx.passes.rewrite.clock import GuardInputs, find_guard_inputs, input_name
+from toma_fx.passes.rewrite.guard_inputs import GuardInputs, find_guard_inputs, input_name
 
 
 @dataclass
