@@ -114,7 +114,8 @@ def _nodes(item: Any) -> list[fx.Node]:
 
 
 def _is_buffer(node: fx.Node) -> bool:
-    return node.op == "get_attr" and str(node.target).startswith(_BUFFERS)
+    """Of a merged graph: one of its own, or what it keeps between calls, which is an input."""
+    return node.op in ("get_attr", "placeholder") and str(node.target).startswith(_BUFFERS)
 
 
 def by_name(name: str) -> str:
