@@ -164,16 +164,7 @@ def test_qwen_image_edit() -> None:
 @torch.no_grad()
 def test_flux2(rows: int, columns: int, batch: int) -> None:
     torch.manual_seed(0)
-    model = alive(
-        Flux2Transformer2DModel(
-            **packed.HEADED,
-            **packed.BLOCKS,
-            in_channels=8,
-            joint_attention_dim=20,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(4, 4, 4, 4),
-        )
-    ).eval()
+    model = alive(packed.flux2(Flux2Transformer2DModel)[0]).eval()
     ids = positions(rows, columns, axes=4)
     inputs = {
         "hidden_states": noise(batch, rows * columns, 8),

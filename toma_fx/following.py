@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from toma_fx import guard
 from toma_fx.arguments import Arguments
@@ -30,8 +29,9 @@ from toma_fx.errors import ConfigError, TomaWarning
 from toma_fx.fingerprint import fingerprint
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods.slots import MOMENT
-from toma_fx.streams import DEFAULT_STREAM, any_open, stream_of
+from toma_fx.streams import DEFAULT_STREAM, any_open, ids_of, stream_of
 from toma_fx.told import Told
+from toma_fx.unchanged import Unchanged
 
 
 class Place(NamedTuple):
@@ -52,7 +52,7 @@ class Following:
         self._arguments = Arguments(model)
         self._guards: dict[tuple[Any, ...], EagerGuard] = {}
         self._past: list[Tensor] = []
-        self._prints = WeakIdKeyDictionary()  # fingerprints of tensors that did not change
+        self._print: Unchanged[Tensor] = Unchanged(lambda tensor: fingerprint([tensor]))
         self._hooks = (
             model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -97,18 +97,8 @@ class Following:
 
     def fingerprint(self, tensors: list[Tensor], device: torch.device) -> Tensor:
         """Of all bits of each; one that is the same object as before is not read again."""
-        return torch.cat([self._fingerprint(tensor, device) for tensor in tensors])
-
-    def _fingerprint(self, tensor: Tensor, device: torch.device) -> Tensor:
-        # Tensors of inference mode count no changes.
-        version = None if tensor.is_inference() else tensor._version
-        kept = self._prints.get(tensor)
-        if kept is not None and version is not None and kept[0] == (version, tensor.data_ptr()):
-            found: Tensor = kept[1]
-            return found
-        found = fingerprint([tensor]).to(device, non_blocking=True)
-        self._prints[tensor] = (version, tensor.data_ptr()), found
-        return found
+        prints = [self._print(tensor) for tensor in tensors]
+        return torch.cat([found.to(device, non_blocking=True) for found in prints])
 
     def guard_of(self, schedule: Schedule, stream: str, parts: Parts) -> EagerGuard:
         """The guard of one schedule, in one stream, for calls of this form."""
@@ -120,7 +110,7 @@ class Following:
     def forget(self) -> None:
         """Every picture begins anew; statistics stay. Streams that are not open are given up."""
         model = self._model()
-        mine = stream_of({id(p) for p in model.parameters()}) if model is not None else ""
+        mine = stream_of(ids_of(model)) if model is not None else ""
         for key, found in list(self._guards.items()):
             if key[1] in (DEFAULT_STREAM, mine):
                 found.tally[guard.FRESH] = guard.RESET
@@ -159,7 +149,7 @@ class Call:
         self.number = next(_numbers)
         self._arguments = arguments
         self._given = given
-        self._stream = stream_of({id(p) for p in model.parameters()}) if any_open() else ""
+        self._stream = stream_of(ids_of(model)) if any_open() else ""
         self._config = getattr(model, "config", None)
         self._moments: dict[Schedule, Moment | None] = {}
 

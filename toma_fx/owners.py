@@ -26,7 +26,7 @@ from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.slots import MOMENT
 from toma_fx.passes.rewrite.lift import Lifted
 from toma_fx.seen import Seen
-from toma_fx.streams import DEFAULT_STREAM, stream_of
+from toma_fx.streams import DEFAULT_STREAM, ids_of, stream_of
 
 _TALLY, _PLANS = "toma_guard_tally", "toma_plan_"
 
@@ -284,7 +284,7 @@ _plans: weakref.WeakValueDictionary[tuple[Any, ...], Plans] = weakref.WeakValueD
 
 def owners_in(model: nn.Module) -> list[Owner]:
     """The owners that belong to a model, or to a part of it."""
-    parameters = {id(parameter) for parameter in model.parameters()}
+    parameters = ids_of(model)
     return [o for state in list(states) for o in state.owners if o.belongs_to(parameters)]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toma_fx import guard
 from toma_fx.following import followings_in
 from toma_fx.owners import Kept, owners_in, states
-from toma_fx.streams import opened
+from toma_fx.streams import ids_of, opened
 
 
 @dataclass
@@ -59,7 +59,7 @@ def reset(model: nn.Module) -> None:
     """
     for owner in owners_in(model):
         owner.forget()
-    for following in followings_in(map(id, model.parameters())):
+    for following in followings_in(ids_of(model)):
         following.forget()
 
 
@@ -69,7 +69,7 @@ def reuse_stats(model: nn.Module) -> ReuseStats:
     On CUDA this waits for the device, once a graph, owner and stream.
     """
     total = ReuseStats()
-    parameters = {id(parameter) for parameter in model.parameters()}
+    parameters = ids_of(model)
     plans: dict[tuple[Any, ...], int] = {}
     for state in list(states):
         plans.update(state.plans(parameters))
@@ -89,7 +89,7 @@ def stream(model: nn.Module, name: str) -> Iterator[None]:
     threads: a stream is open in the thread (or the asynchronous task) that opened it. Each costs
     the memory of one set of plans, and CUDA graphs are recorded once for each.
     """
-    with opened({id(parameter) for parameter in model.parameters()}, name):
+    with opened(ids_of(model), name):
         yield
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toma_fx.unchanged import version_of
+
 
 class Seen:
     """What the slots of a guard were used for, the latest last.
@@ -37,9 +39,9 @@ class Seen:
 def _mark(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    # Tensors of inference mode count no changes: whoever writes into one is not found out here.
-    version = 0 if value.is_inference() else value._version
-    return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device, version
+    # Whoever writes into a tensor of inference mode is not found out here.
+    where = value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
+    return *where, version_of(value)
 
 
 def _same(value: Any, before: Any, mark: Any, theirs: Any) -> bool:

@@ -6,11 +6,18 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from torch import nn
+
 DEFAULT_STREAM = "default"
 
 # Those that are open here, innermost last, with the parameters of their models. Not in the process:
 # two threads may run two streams of one model.
 _open: ContextVar[tuple[tuple[Set[int], str], ...]] = ContextVar("toma_fx streams", default=())
+
+
+def ids_of(model: nn.Module) -> set[int]:
+    """By which streams, owners and followed models are known: the `id` of each parameter."""
+    return {id(parameter) for parameter in model.parameters()}
 
 
 @contextmanager

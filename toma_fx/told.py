@@ -7,10 +7,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from toma_fx.arguments import Arguments, Call
 from toma_fx.passes.graph.outside import grid_of_positions
+from toma_fx.unchanged import Unchanged
 
 _IDS = ("img_ids", "image_ids")
 _SIDES = ("num_frames", "height", "width")
@@ -99,14 +99,9 @@ def _only(shapes: Any) -> tuple[int, ...]:
 
 def _largest(ids: object) -> tuple[float, ...]:
     """Of each column; remembered as long as the tensor stays as it is."""
-    if not isinstance(ids, Tensor):
-        return ()
-    version = None if ids.is_inference() else ids._version
-    kept = _read.get(ids)
-    if kept is None or version is None or kept[0] != version:
-        kept = _read[ids] = version, tuple(ids.flatten(0, -2).amax(0).tolist())
-    found: tuple[float, ...] = kept[1]
-    return found
+    return _read(ids) if isinstance(ids, Tensor) else ()
 
 
-_read = WeakIdKeyDictionary()
+_read: Unchanged[tuple[float, ...]] = Unchanged(
+    lambda ids: tuple(ids.flatten(0, -2).amax(0).tolist())
+)

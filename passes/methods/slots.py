@@ -7,7 +7,9 @@ from the `Moment` which slot a call uses and whether that starts from nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -43,17 +45,8 @@ class Moment:
     pace: Pace = USUAL
 
 
-class SlotBuffer:
-    """A tensor of zeros for each slot, in one buffer of the graph; a call sees that of its slot.
-
-    Streams park every buffer whose name starts with one of `PREFIXES`. With one slot nothing is
-    emitted beside the buffer itself. With more, what Inductor makes of it moves the bytes of one:
-    writing stores into the buffer in place, fused with what computes the value; reading fuses with
-    what comes next, but for products of matrices, which read a copy (one launch).
-
-    Attributes:
-        node: `[S, *sizes]`, or `sizes` with one slot; for operations that find the slot themselves.
-    """
+class _Slots:
+    """What both kinds keep of the guard: which slot a call uses, or None where there is one."""
 
     PREFIXES = ("toma_plan_", "toma_memory_")
 
@@ -69,8 +62,32 @@ class SlotBuffer:
         assert name.startswith(self.PREFIXES), f"{name}: streams would not park it"
         self._emit = emit
         self._slot = moment.slot
-        whole = sizes if moment.slot is None else (moment.slots, *sizes)
-        self.node = emit.buffer(name, lambda: torch.zeros(whole, dtype=dtype, device=device))
+        self._make(name, moment.slots, partial(torch.zeros, dtype=dtype, device=device), sizes)
+
+    def _make(
+        self, name: str, slots: int, zeros: Callable[..., Tensor], sizes: tuple[int, ...]
+    ) -> None:
+        """Buffers of zeros for so many slots."""
+        raise NotImplementedError
+
+
+class SlotBuffer(_Slots):
+    """A tensor of zeros for each slot, in one buffer of the graph; a call sees that of its slot.
+
+    Streams park every buffer whose name starts with one of `PREFIXES`. With one slot nothing is
+    emitted beside the buffer itself. With more, what Inductor makes of it moves the bytes of one:
+    writing stores into the buffer in place, fused with what computes the value; reading fuses with
+    what comes next, but for products of matrices, which read a copy (one launch).
+
+    Attributes:
+        node: `[S, *sizes]`, or `sizes` with one slot; for operations that find the slot themselves.
+    """
+
+    def _make(
+        self, name: str, slots: int, zeros: Callable[..., Tensor], sizes: tuple[int, ...]
+    ) -> None:
+        whole = sizes if self._slot is None else (slots, *sizes)
+        self.node = self._emit.buffer(name, lambda: zeros(whole))
 
     def read(self) -> fx.Node:
         """A node of `sizes`: what the slot holds here in the graph."""
@@ -88,7 +105,7 @@ class SlotBuffer:
         self._emit.call(aten.index_copy_.default, (self.node, 0, self._slot, row))
 
 
-class SlotTensors:
+class SlotTensors(_Slots):
     """As `SlotBuffer`, but a buffer for each slot, all of which a call reads and writes.
 
     For large tensors that elementwise kernels read and write anyway. Which slot is a matter of
@@ -96,21 +113,11 @@ class SlotTensors:
     of an exit instead of five. Traffic grows with the slots, and beyond three is more.
     """
 
-    def __init__(
-        self,
-        emit: Emitter,
-        name: str,
-        moment: Moment,
-        sizes: tuple[int, ...],
-        dtype: torch.dtype,
-        device: torch.device,
+    def _make(
+        self, name: str, slots: int, zeros: Callable[..., Tensor], sizes: tuple[int, ...]
     ) -> None:
-        assert name.startswith(SlotBuffer.PREFIXES), f"{name}: streams would not park it"
-        self._emit = emit
-        self._slot = moment.slot
         self._nodes = [
-            emit.buffer(f"{name}_{slot}", lambda: torch.zeros(sizes, dtype=dtype, device=device))
-            for slot in range(moment.slots)
+            self._emit.buffer(f"{name}_{slot}", lambda: zeros(sizes)) for slot in range(slots)
         ]
 
     def read(self) -> fx.Node:

@@ -81,14 +81,7 @@ def z_image() -> Case:
 
 
 def flux2() -> Case:
-    model = diffusers.Flux2Transformer2DModel(
-        **packed.HEADED,
-        **packed.BLOCKS,
-        in_channels=8,
-        joint_attention_dim=20,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-    )
+    model, _ = packed.flux2(diffusers.Flux2Transformer2DModel)
     pipe = built("Flux2Pipeline", model)
 
     def call(prompt: int) -> Call:
