@@ -30,7 +30,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m docs.options
 
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

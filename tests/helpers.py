@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,11 @@ def capture(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[fx.GraphModule
         torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     assert len(found) == 1
     return found[0]
+
+
+def kinds(report: Report, status: str = "merged") -> Counter[tuple[str, int]]:
+    """How many regions of a kind on so many tokens."""
+    return Counter((r.kind, r.tokens) for r in report.regions if r.status == status)
 
 
 def merged(model: nn.Module, *args: Any, **options: Any) -> Run:

@@ -1,9 +1,8 @@
-"""SDXL and Flux: what is found at full size, and that the pictures are the reference's."""
+"""SDXL and Flux: pictures are the reference's."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,59 +10,23 @@ import torch
 from torch import Tensor
 
 from tests.eager_merge import HandMerge, merged_by_hand, relative
+from tests.helpers import kinds
 from tests.models import (
     flux,
     flux_inputs,
-    full_flux,
-    full_sdxl,
     positions,
     sdxl,
     sdxl_inputs,
 )
-from toma_fx import explain, last_report
+from tests.traced import Traced
+from toma_fx import last_report
 from toma_fx.order import curve_table, order_from_positions, tile_order
-from toma_fx.report import Report
 
 
 def compiled(model: torch.nn.Module, inner: str = "eager", **options: Any) -> Any:
     torch._dynamo.reset()
     chosen = {"inner_backend": inner, "regions": "all", **options}
     return torch.compile(model, backend="toma", fullgraph=True, options=chosen)
-
-
-def kinds(report: Report, status: str = "merged") -> Counter[tuple[str, int]]:
-    return Counter((r.kind, r.tokens) for r in report.regions if r.status == status)
-
-
-def test_every_region_of_full_size_sdxl_is_merged() -> None:
-    with torch.device("meta"):
-        model = full_sdxl()
-        inputs = sdxl_inputs(model, 128, 128)
-    report = explain(model, **inputs)
-    attention = ("self_attention", "cross_attention", "feed_forward")
-    expected = {(kind, tokens): n for kind in attention for tokens, n in ((4096, 10), (1024, 60))}
-    assert kinds(report) == expected
-    assert len(report.regions) == 210
-    assert 0.4 < report.flops_after / report.flops_before < 0.5
-    # One plan per run of blocks of one stream: 2 + 2 down, 1 in the middle, 3 + 3 up.
-    assert len({region.group for region in report.regions}) == 11
-
-
-def test_every_image_region_of_full_size_flux_is_merged() -> None:
-    with torch.device("meta"):
-        model = full_flux()
-        inputs = flux_inputs(model, 64, 64, text=512)
-    report = explain(model, **inputs)
-    assert kinds(report) == {
-        ("joint_attention", 4096): 19,
-        ("feed_forward", 4096): 19,
-        ("parallel", 4096): 38,
-    }
-    assert kinds(report, "skipped") == {("feed_forward", 512): 19}
-    assert {r.reason for r in report.regions if r.tokens == 512} == {
-        "text stream: its tokens are never merged"
-    }
-    assert len({region.group for region in report.merged}) == 2
 
 
 SDXL_BLOCKS = 1 + 1 + 2  # down, middle, up; one layer each
@@ -85,14 +48,27 @@ def small_flux() -> Any:
     return flux()
 
 
+@pytest.fixture(scope="module")
+def traced_sdxl(small_sdxl: Any) -> Traced:
+    return Traced(small_sdxl)
+
+
+@pytest.fixture(scope="module")
+def traced_flux(small_flux: Any) -> Traced:
+    return Traced(small_flux)
+
+
 @pytest.mark.parametrize(("ratio", "share"), CASES)
 @torch.no_grad()
-def test_sdxl_equals_blocks_merged_by_hand(small_sdxl: Any, ratio: float, share: str) -> None:
+def test_sdxl_equals_blocks_merged_by_hand(
+    small_sdxl: Any, traced_sdxl: Traced, ratio: float, share: str
+) -> None:
     inputs = sdxl_inputs(small_sdxl, 32, 48)
     by_hand = HandMerge(ratio, share, lambda n: tile_order((16, 24), 8))
     with merged_by_hand(small_sdxl, by_hand):
         expected = small_sdxl(**inputs)[0]
-    result = compiled(small_sdxl, ratio=ratio, share=share)(**inputs)[0]
+    run = traced_sdxl.compiled(inner_backend="eager", regions="all", ratio=ratio, share=share)
+    result = run(**inputs)[0]
     assert len(last_report().merged) == SDXL_BLOCKS * 3
     assert relative(result, expected) < 1e-4
     assert relative(result, small_sdxl(**inputs)[0]) > 1e-3  # merging did happen
@@ -104,11 +80,14 @@ def flux_sequence(n: int) -> Tensor:
 
 @pytest.mark.parametrize(("ratio", "share"), CASES)
 @torch.no_grad()
-def test_flux_equals_blocks_merged_by_hand(small_flux: Any, ratio: float, share: str) -> None:
+def test_flux_equals_blocks_merged_by_hand(
+    small_flux: Any, traced_flux: Traced, ratio: float, share: str
+) -> None:
     inputs = flux_inputs(small_flux, 16, 24)
     with merged_by_hand(small_flux, HandMerge(ratio, share, flux_sequence)):
         expected = small_flux(**inputs)[0]
-    result = compiled(small_flux, ratio=ratio, share=share)(**inputs)[0]
+    run = traced_flux.compiled(inner_backend="eager", regions="all", ratio=ratio, share=share)
+    result = run(**inputs)[0]
     assert kinds(last_report()) == {
         ("joint_attention", 384): 2,
         ("feed_forward", 384): 2,

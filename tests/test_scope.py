@@ -1,4 +1,4 @@
-"""Blocks and spans that merge once: what is found at full size, and equality with the hand."""
+"""Blocks and spans that merge once, beside the hand."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from tests.eager_scope import scoped_by_hand
 from tests.models import (
     flux,
     flux_inputs,
-    full_flux,
-    full_sdxl,
     positions,
     sd3,
     sd3_inputs,
@@ -26,7 +24,8 @@ from tests.models import (
 )
 from tests.tiny import Oracle, Tiny, generation, same
 from tests.tiny import compiled as tiny
-from toma_fx import TomaConfig, explain, last_report, reuse_stats
+from tests.traced import Traced
+from toma_fx import last_report, reuse_stats
 from toma_fx.order import curve_table, order_from_positions, tile_order
 
 GRID = (16, 24)
@@ -36,26 +35,6 @@ def compiled(model: nn.Module, inner: str = "eager", **options: Any) -> Any:
     torch._dynamo.reset()
     chosen = {"inner_backend": inner, "regions": "all", **options}
     return torch.compile(model, backend="toma", fullgraph=True, options=chosen)
-
-
-def test_every_block_of_full_size_sdxl_merges_once() -> None:
-    with torch.device("meta"):
-        model = full_sdxl()
-        inputs = sdxl_inputs(model, 128, 128)
-    report = explain(model, config=TomaConfig(scope="block"), **inputs)
-    assert len(report.merged) == len(report.regions) == 210
-    assert report.remarks == ["merged once a block: 70 blocks"]
-    assert {region.reason for region in report.regions} == {""}
-
-
-def test_every_block_of_full_size_flux_merges_once() -> None:
-    with torch.device("meta"):
-        model = full_flux()
-        inputs = flux_inputs(model, 64, 64, text=512)
-    report = explain(model, config=TomaConfig(scope="block"), **inputs)
-    assert len(report.merged) == 19 * 2 + 38
-    assert report.remarks == [f"merged once a block: {19 + 38} blocks"]
-    assert {region.reason for region in report.merged} == {""}
 
 
 def flux_sequence(n: int) -> Tensor:
@@ -68,6 +47,12 @@ def tiles(n: int) -> Tensor:
 
 
 Architecture = tuple[nn.Module, dict[str, Any], Callable[[int], Tensor]]
+
+
+@pytest.fixture(scope="module")
+def traced(architectures: dict[str, Architecture]) -> dict[str, Traced]:
+    torch._dynamo.reset()
+    return {name: Traced(model) for name, (model, *_) in architectures.items()}
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +79,13 @@ SPANS += [pytest.param({"scope": "span", "span": n}, n, id=f"span-{n}") for n in
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 @torch.no_grad()
 def test_equals_blocks_merged_by_hand(
-    architectures: Any, name: str, options: dict[str, Any], span: int, ratio: float
+    architectures: Any, traced: Any, name: str, options: dict[str, Any], span: int, ratio: float
 ) -> None:
     model, inputs, sequence = architectures[name]
     with scoped_by_hand(model, HandMerge(ratio, "run", sequence), span):
         expected = model(**inputs)[0]
-    result = compiled(model, ratio=ratio, **options)(**inputs)[0]
+    run = traced[name].compiled(inner_backend="eager", regions="all", ratio=ratio, **options)
+    result = run(**inputs)[0]
     assert {region.reason for region in last_report().merged} == {""}
     assert relative(result, expected) < 1e-4
     assert result.stride() == model(**inputs)[0].stride()

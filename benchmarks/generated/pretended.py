@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -138,8 +138,10 @@ def _pretended(mode: FakeTensorMode, found: list[Lowered]) -> Iterator[None]:
             return deduce(self, node)
 
     def buffer(self: Emitter, name: str, make: Callable[[], Tensor]) -> fx.Node:
+        with unset_fake_temporarily(), _OnHost():
+            table = make()
         with mode:
-            value = make()
+            value = mode.from_tensor(table).to(DEVICE)
         self.root.register_buffer(name, value)
         node = self.graph.get_attr(name)
         node.meta["val"] = self._mode.from_tensor(value, static_shapes=True)
@@ -160,6 +162,7 @@ def _pretended(mode: FakeTensorMode, found: list[Lowered]) -> Iterator[None]:
     interfaces = {str(DEVICE): _interface(properties), DEVICE.type: _interface(properties)}
     with ExitStack() as stack:
         for target, name, value in (
+            (torch.cuda, "_lazy_init", lambda: None),
             (torch.cuda, "get_device_properties", lambda device=None: properties),
             (torch.cuda, "get_device_capability", lambda device=None: capability),
             (torch.cuda, "current_device", lambda: 0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import fx
 
@@ -10,6 +12,12 @@ from toma_fx.order import coordinate_rows, curve_table, order_from_positions
 from toma_fx.passes.find.region import Group
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import aten
+
+ORDER = "toma_order_"
+"""Names of constant orders begin so."""
+
+FINGERPRINT = "toma_order"
+"""What a constant order holds, in its node's metadata: it need not be read back from a device."""
 
 
 class OrderNodes:
@@ -76,8 +84,10 @@ class OrderNodes:
         return self._table(slots, "slots"), self._table(inverse, "inverse")
 
     def _table(self, entries: list[int] | tuple[int, ...], label: str) -> fx.Node:
-        name = f"toma_order_{self._group.index}_{label}"
-        return self._emit.buffer(name, lambda: torch.tensor(entries, device=self._device))
+        name = f"{ORDER}{self._group.index}_{label}"
+        node = self._emit.buffer(name, lambda: torch.tensor(entries, device=self._device))
+        node.meta[FINGERPRINT] = hashlib.sha256(repr(entries).encode()).digest()
+        return node
 
     def index(self, back: bool, start: int, total: int) -> fx.Node:
         """`[1, total]` rows that bring an axis into window order, or back; text keeps its place."""

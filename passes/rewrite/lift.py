@@ -11,13 +11,13 @@ Precondition: the graph is not lifted yet; it comes from `rewrite`.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 from torch._dynamo.source import AttrSource, LocalSource
 
+from toma_fx.passes.methods.order_nodes import FINGERPRINT, ORDER
 from toma_fx.passes.methods.slots import MOMENT, SlotBuffer
 
 STATE = (*SlotBuffer.PREFIXES, "toma_guard_")
@@ -34,7 +34,8 @@ class Lifted:
         kept: all that the graph keeps between calls, by name, as it is before the first one; also
             what this graph does not read, but others would that share it.
         moment: what it is told from outside, by name, as it is where nobody tells it.
-        orders: of its windows, where they are constants: graphs of other ones share no plans.
+        orders: fingerprints of its windows' orders, where they are constants: graphs of other ones
+            share no plans.
     """
 
     names: tuple[str, ...]
@@ -55,7 +56,10 @@ def lift(gm: fx.GraphModule) -> Lifted:
     moment = {name: held for name, held in gm.named_buffers() if name.startswith(MOMENT)}
     last = gm.graph.find_nodes(op="placeholder")[-1]
     names, examples = [], []
+    orders = []
     for node in gm.graph.find_nodes(op="get_attr"):
+        if node.target.startswith(ORDER):
+            orders.append(node.meta[FINGERPRINT])
         if node.target not in kept and node.target not in moment:
             continue
         with gm.graph.inserting_after(last):
@@ -66,12 +70,10 @@ def lift(gm: fx.GraphModule) -> Lifted:
         gm.graph.erase_node(node)
         names.append(node.target)
         examples.append(last.meta["val"])
-    held = [order for name, order in gm.named_buffers() if name.startswith("toma_order_")]
-    orders = tuple(hashlib.sha256(repr(o.tolist()).encode()).digest() for o in held)
     for name in (*kept, *moment):
         delattr(gm, name)
     gm.recompile()
-    return Lifted(tuple(names), tuple(examples), kept, moment, orders)
+    return Lifted(tuple(names), tuple(examples), kept, moment, tuple(orders))
 
 
 # So that CUDA graphs read them where they are, as they do parameters

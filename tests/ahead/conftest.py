@@ -1,8 +1,7 @@
-"""Packages are built once for all tests, whichever process comes first: a compile takes long."""
+"""Packages are built once for all tests, by one worker: a compile takes long."""
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,18 @@ class Built:
 def build(
     factory: pytest.TempPathFactory, name: str, model: nn.Module, *calls: dict[str, Any]
 ) -> Built:
-    """Export, unless another worker of this run has done so."""
-    folder = factory.getbasetemp()
-    folder = folder.parent if folder.name.startswith("popen-") else folder
-    path = folder / f"{name}.pt2"
-    with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            also = [((), call) for call in calls[1:]]
-            options = {"path": path, "config": CONFIG, "compile_options": QUICK, "also": also}
-            toma_fx.export(model, (), calls[0], **options)
+    path = factory.getbasetemp() / f"{name}.pt2"
+    also = [((), call) for call in calls[1:]]
+    options = {"path": path, "config": CONFIG, "compile_options": QUICK, "also": also}
+    toma_fx.export(model, (), calls[0], **options)
     return Built(model, calls[0], path)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("packages"))
 
 
 @pytest.fixture(scope="session")

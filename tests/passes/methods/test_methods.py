@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.models import (
     stable_diffusion,
     stable_diffusion_inputs,
 )
+from tests.traced import Traced
 from toma_fx import ConfigError, TomaConfig, config, explain, last_report, reuse_stats
 from toma_fx.passes import methods
 
@@ -29,7 +31,6 @@ GRIDS = {512: (16, 32), 128: (8, 16), 256: (16, 16), 64: (8, 8)}
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    torch._dynamo.reset()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         yield
@@ -39,9 +40,31 @@ def merged(
     model: nn.Module, inputs: dict[str, Any], inner: str = "eager", **options: Any
 ) -> Tensor:
     chosen = {"inner_backend": inner, "regions": "all", "share": "block", "min_tokens": 1}
-    run = torch.compile(model, backend="toma", fullgraph=True, options={**chosen, **options})
+    if model in TRACED:
+        run = TRACED[model].compiled(**{**chosen, **options})
+    else:
+        torch._dynamo.reset()
+        run = torch.compile(model, backend="toma", fullgraph=True, options={**chosen, **options})
     result: Tensor = run(**inputs)[0]
     return result
+
+
+TRACED: dict[nn.Module, Traced] = {}
+"""Models that several tests compile, on 16×32 and 16×16 tokens."""
+
+
+@cache
+def shared_sdxl() -> Any:
+    model = sdxl()
+    TRACED[model] = Traced(model)
+    return model
+
+
+@cache
+def shared_flux() -> Any:
+    model = flux()
+    TRACED[model] = Traced(model)
+    return model
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
@@ -76,7 +99,7 @@ METHODS = {
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("method", METHODS)
 def test_matching_methods_equal_blocks_merged_by_hand(method: str, ratio: float) -> None:
-    model = sdxl()
+    model = shared_sdxl()
     inputs = sdxl_inputs(model, 32, 64)
     with merged_by_hand(model, HandMatch(ratio, GRIDS.get, METHODS[method](4))):
         expected = model(**inputs)[0]
@@ -88,7 +111,7 @@ def test_matching_methods_equal_blocks_merged_by_hand(method: str, ratio: float)
 @pytest.mark.parametrize("method", METHODS)
 def test_matching_methods_on_flux_equal_blocks_merged_by_hand(method: str) -> None:
     """Cells from position ids, rotary tables at what is left, text in place."""
-    model = flux()
+    model = shared_flux()
     inputs = flux_inputs(model, 16, 16)
     with merged_by_hand(model, HandMatch(0.5, GRIDS.get, METHODS[method](4))):
         expected = model(**inputs)[0]
@@ -100,7 +123,7 @@ def test_matching_methods_on_flux_equal_blocks_merged_by_hand(method: str) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_matching_methods_merge_once_a_block(method: str) -> None:
     """A scope adds back only the change, whatever brings it to full length."""
-    model = sdxl()
+    model = shared_sdxl()
     inputs = sdxl_inputs(model, 32, 64)
     with scoped_by_hand(model, HandMatch(0.5, GRIDS.get, METHODS[method](4))):  # type: ignore[arg-type]
         expected = model(**inputs)[0]
@@ -110,7 +133,7 @@ def test_matching_methods_merge_once_a_block(method: str) -> None:
 
 
 def test_todo_samples_keys_and_values_of_self_attention_alone() -> None:
-    model = sdxl()
+    model = shared_sdxl()
     inputs = sdxl_inputs(model, 32, 64)
     plain = model(**inputs)[0]
     with sampled_keys({n: heads_of(*GRIDS[n]) for n in GRIDS}):
@@ -125,7 +148,7 @@ def test_todo_samples_keys_and_values_of_self_attention_alone() -> None:
 @pytest.mark.parametrize("ratio", [0.5, 0.75])
 def test_todo_on_flux(ratio: float) -> None:
     """Keys and values of the picture; text, queries and MLPs stay."""
-    model = flux()
+    model = shared_flux()
     inputs = flux_inputs(model, 16, 16)
     rows = heads_of(16, 16) if ratio == 0.75 else list(range(0, 256, 2))
     with sampled_keys({256: rows}, text=32):
@@ -171,7 +194,7 @@ def test_what_plans_at_every_call_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("method", ["tomesd", "tofu", "todo"])
 def test_ratio_zero_is_the_plain_model(method: str) -> None:
-    model = sdxl()
+    model = shared_sdxl()
     inputs = sdxl_inputs(model, 32, 64)
     assert torch.equal(merged(model, inputs, method=method, ratio=0.0), model(**inputs)[0])
 
