@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from toma_fx import Report, TomaConfig, explain
 from toma_fx.cli.inputs import drawn_grid, inputs_for
@@ -48,7 +49,9 @@ The models that people run now, as published, at the sizes that they are for; tr
 weights. Regions are every attention and MLP that reads the picture's tokens. Times are
 **predicted** from the data sheet of an {DEVICE.upper()}, one call at ratio 0.5; none has been run.
 [`toma-fx explain NAME`](command-line.md#toma-fx-explain) says which regions merge, and why others
-do not.
+do not. *By blocks*: before the blocks stands code that no graph can hold (text taken by a mask), so
+that a block is compiled alone, and its regions are what the line counts; reuse between steps
+needs [the door](diffusers.md#block-by-block).
 
 | model | size | tokens | regions merged | FLOPs left at {_NUMBERS} | one call |
 |---|---|--:|--:|--:|--:|
@@ -65,12 +68,34 @@ def row(preset: Preset) -> str:
     usual = reports[1]
     ours = [region for region in usual.regions if not region.reason.startswith("text stream")]
     sizes = f"{width}×{height}" + (f", {frames} frames" if frames else "")
-    left = " / ".join(f"{_left(report):.0%}" for report in reports)
     tokens = max(region.tokens for region in usual.merged)
-    return (
-        f"| `{preset.name}` | {sizes} | {tokens:,} | {len(usual.merged)} of {len(ours)} | {left} "
-        f"| {_times(usual)} |"
-    )
+    start = f"| `{preset.name}` | {sizes} | {tokens:,} |"
+    if _compiled_apart(model, usual):
+        return f"{start} {_of_blocks(_blocks(model), reports)}"
+    left = " / ".join(f"{_left(report):.0%}" for report in reports)
+    return f"{start} {len(usual.merged)} of {len(ours)} | {left} | {_times(usual)} |"
+
+
+def _blocks(model: nn.Module) -> int:
+    """How many there are of the layer that repeats most."""
+    return max(len(part) for part in model.modules() if isinstance(part, nn.ModuleList))
+
+
+def _compiled_apart(model: nn.Module, report: Report) -> bool:
+    """Whether one graph serves all blocks: code between them that Dynamo cannot trace."""
+    return sum(region.kind != "feed_forward" for region in report.merged) < _blocks(model)
+
+
+def _of_blocks(count: int, reports: list[Report]) -> str:
+    """The end of a line where a block is compiled once and runs many times."""
+    parts = [report.merged for report in reports]
+    left = [sum(r.flops_after for r in part) / sum(r.flops_before for r in part) for part in parts]
+    before = count * sum(region.seconds_before for region in parts[1])
+    after = count * sum(region.seconds_after for region in parts[1])
+    regions = count * len(parts[1])
+    times = f"{seconds_text(before)} → {seconds_text(after)}, {before / after:.2f}×"
+    shares = " / ".join(f"{one:.0%}" for one in left)
+    return f"{regions} of {regions}, by blocks | {shares} | {times} |"
 
 
 def _config(ratio: float, grid: tuple[int, ...] | None) -> TomaConfig:
