@@ -63,6 +63,10 @@ class CallError(TomaError, ValueError):
     """A package was not built for the arguments of a call; the message lists what it serves."""
 
 
+class EngineError(TomaError, RuntimeError):
+    """An engine lacks what its adapter wraps; the message says which version it was written for."""
+
+
 class TomaWarning(UserWarning):
     """Base of all warnings of this package."""
 
