@@ -15,7 +15,7 @@ from tests.docs.pages import PAGES, ROOT, anchors, fences, name, slug
 from toma_fx.cli import main as cli
 
 LANGUAGES = ("python", "sh", "console", "mermaid")
-OTHERS = ("accelerate", "cmake", "pip")
+OTHERS = ("accelerate", "cmake", "export", "pip", "sglang", "torchrun", "vllm")
 PROMPT = "$ "
 PAGE = ROOT / "docs" / "command-line.md"
 
