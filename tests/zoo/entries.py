@@ -15,6 +15,8 @@ Made = tuple[nn.Module, dict[str, Any]]
 HEADS, HEAD = 2, 16
 """Heads of a small model, and their width; rotary axes share the width as 4, 6 and 6."""
 WIDTH = HEADS * HEAD
+HEADED = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
+AXES = (4, 6, 6)
 ROWS, COLUMNS, FRAMES = 8, 12, 3
 """Sides of the grid of tokens. Windows of 4 divide them, so that tiles are what is used."""
 TOKENS = ROWS * COLUMNS

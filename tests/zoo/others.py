@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from tests.zoo.entries import HEAD, HEADS, WIDTH, WORDS, Made, entry, noise, rotary
+from tests.zoo.entries import HEAD, HEADED, HEADS, WIDTH, WORDS, Made, entry, noise, rotary
 
 LENGTH = 64
 """Tokens of a sound."""
-HEADED = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
 
 
 @entry("ace_step_transformer", "AceStepTransformer1DModel")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from tests.zoo.entries import (
+    AXES,
     COLUMNS,
-    HEAD,
+    HEADED,
     HEADS,
     ROWS,
     TOKENS,
@@ -20,9 +21,7 @@ from tests.zoo.entries import (
     positions,
 )
 
-HEADED = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
 BLOCKS = {"num_layers": 2, "num_single_layers": 2}
-AXES = (4, 6, 6)
 TIME = {"timestep": torch.full((1,), 0.5)}
 SHAPE = (1, ROWS, COLUMNS)
 REFERENCE = (1, 4, 8)

@@ -9,6 +9,7 @@ import torch
 from tests.zoo.entries import (
     COLUMNS,
     HEAD,
+    HEADED,
     HEADS,
     ROWS,
     TOKENS,
@@ -19,8 +20,6 @@ from tests.zoo.entries import (
     noise,
     rotary,
 )
-
-HEADED = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
 
 
 def latents(channels: int = 4, patch: int = 2, batch: int = 2) -> torch.Tensor:

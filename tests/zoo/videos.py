@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from tests.zoo.entries import (
+    AXES,
     COLUMNS,
     FRAMES,
     HEAD,
+    HEADED,
     HEADS,
     ROWS,
     TOKENS,
@@ -22,8 +24,6 @@ from tests.zoo.entries import (
     rotary,
 )
 
-HEADED = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
-AXES = (4, 6, 6)
 GRID = (FRAMES, ROWS, COLUMNS)
 
 
