@@ -19,6 +19,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformerBlock
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from torch import Tensor, nn
 
 from tests import helpers
@@ -217,10 +218,32 @@ def _joint_rows(rotary: Any, hand: helpers.HandMerge, text: int) -> tuple[Tensor
     return rotary[0][rows], rotary[1][rows]
 
 
+def _z_image(
+    block: Any, runs: Runs, hidden: Tensor, mask: Tensor | None, rotary: Tensor, *temb: Tensor
+) -> Tensor:
+    """The picture comes first; its pads, and text behind it, are kept. Text alone is not merged."""
+    if not block.modulation:
+        return ZImageTransformerBlock.forward(block, hidden, mask, rotary)
+    scale, gate, scale_mlp, gate_mlp = block.adaLN_modulation(temb[0]).unsqueeze(1).chunk(4, 2)
+    entry = block.attention_norm1(hidden) * (1 + scale)
+    picture = len(runs._sequence)
+    hand = runs.plan(block, entry[:, :picture])
+    attended = block.attention(
+        _short(entry, hand, picture),
+        attention_mask=None if mask is None else hand.gather(mask, 1, 0),
+        freqs_cis=hand.gather(rotary, 1, 0),
+    )
+    hidden = hidden + _full(gate.tanh() * block.attention_norm2(attended), hand)
+    entry = block.ffn_norm1(hidden) * (1 + scale_mlp)
+    found = block.ffn_norm2(block.feed_forward(_short(entry, hand, picture)))
+    return hidden + _full(gate_mlp.tanh() * found, hand)
+
+
 _FORWARDS: dict[type, Forward] = {
     WanTransformerBlock: _wan,
     LTXVideoTransformerBlock: _ltx,
     QwenImageTransformerBlock: _qwen,
     Flux2TransformerBlock: _flux2,
     Flux2SingleTransformerBlock: _flux2_single,
+    ZImageTransformerBlock: _z_image,
 }
