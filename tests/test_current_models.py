@@ -187,17 +187,25 @@ def test_flux2(rows: int, columns: int, batch: int) -> None:
     check(model, inputs, torch.cat(alone), 4)
 
 
-@pytest.mark.parametrize(("grid", "batch"), [((7, 11), 1), ((9, 5), 2), ((8, 12), 2)])
+Z_IMAGES = [
+    ((7, 11), [WORDS]),
+    ((9, 5), [WORDS, WORDS]),
+    ((8, 12), [WORDS, 2 * WORDS]),
+    ((9, 7), [WORDS, 4 * WORDS]),  # 32 and 64 with their pads: the shorter item is masked
+]
+
+
+@pytest.mark.parametrize(("grid", "words"), Z_IMAGES)
 @torch.no_grad()
-def test_z_image(grid: tuple[int, int], batch: int) -> None:
+def test_z_image(grid: tuple[int, int], words: list[int]) -> None:
     """The picture first, then its pads (19 of 96 tokens at 7 × 11), then the text and its own."""
     torch.manual_seed(0)
     model = alive(pictures.z_image(ZImageTransformer2DModel)[0]).eval()
     rows, columns = grid
     inputs = {
-        "x": [noise(4, 1, 2 * rows, 2 * columns) for _ in range(batch)],
-        "cap_feats": [noise(WORDS, 20) for _ in range(batch)],
-        "t": torch.full((batch,), 0.5),
+        "x": [noise(4, 1, 2 * rows, 2 * columns) for _ in words],
+        "cap_feats": [noise(count, 20) for count in words],
+        "t": torch.full((len(words),), 0.5),
     }
     tiles = rows % WINDOW == 0 and columns % WINDOW == 0
     order = tile_order(grid, WINDOW) if tiles else hilbert_order(grid)

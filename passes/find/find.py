@@ -26,8 +26,8 @@ from toma_fx.passes.graph.nodes import LINEARS, common_module, is_tensor, op_nam
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.layouts.layout import Segment
+from toma_fx.passes.layouts.origins import Stream
 from toma_fx.passes.layouts.propagate import Propagation
-from toma_fx.passes.layouts.streams import Stream
 
 
 def find(

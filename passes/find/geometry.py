@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from toma_fx.passes.find.region import Positions, Region
 from toma_fx.passes.graph.nodes import shape
 from toma_fx.passes.layouts.layout import AtDestinations, Origin, tables
-from toma_fx.passes.layouts.streams import Piece, Stream, Streams, between
+from toma_fx.passes.layouts.origins import Piece, Stream, between
+from toma_fx.passes.layouts.streams import Streams
 
 AXES = (2, 3, 4)
 """Coordinates of a token: row and column, a frame or a picture before, one more behind."""

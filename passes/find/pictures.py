@@ -19,7 +19,8 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Region
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.layout import Origin, Segment, TokenLayout
-from toma_fx.passes.layouts.streams import Cuts, Key, Piece, Stream, Streams
+from toma_fx.passes.layouts.origins import Cuts, Key, Piece, Stream
+from toma_fx.passes.layouts.streams import Streams
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Grid = tuple[int, ...] | str | None

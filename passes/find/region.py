@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from toma_fx.passes.layouts.layout import Origin, Step, TokenLayout
-from toma_fx.passes.layouts.streams import Piece
+from toma_fx.passes.layouts.origins import Piece
 from toma_fx.report import seconds_text
 from toma_fx.windows import Windows
 

@@ -6,7 +6,8 @@ from torch import fx
 
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import writes
-from toma_fx.passes.layouts.streams import Cuts, Streams
+from toma_fx.passes.layouts.origins import Cuts
+from toma_fx.passes.layouts.streams import Streams
 
 
 class Analysis:

@@ -8,13 +8,14 @@ image differ in their origins, and the latent streams are those that reach the m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import fx
 
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import CATS, aten, cat_axis, is_getitem, is_tensor, part_of, shape
 from toma_fx.passes.layouts.layout import Origin
+from toma_fx.passes.layouts.origins import Cuts, Key, Stream, alike, between, common_start
 from toma_fx.passes.layouts.rules.writes import written_range
 from toma_fx.passes.layouts.ways import (
     UNFOLDS,
@@ -24,26 +25,13 @@ from toma_fx.passes.layouts.ways import (
     is_sequence,
     joined_items,
     joins_items,
+    pads_items,
     reads_a_written_item,
     resized,
     sides_of_split,
     token_axes,
 )
 
-Stream = tuple[Origin, ...]
-Key = tuple[str, int, int]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an origin's tokens: how many, and the grid that they stand on, if that is known."""
-
-    length: int
-    grid: tuple[int, ...] | None = None
-
-
-Cuts = dict[Key, tuple[Piece, ...]]
-"""The parts, in order, of origins that hold more than one stream."""
 _SCATTERS = (aten.slice_scatter.default, aten.select_scatter.default)
 
 
@@ -140,11 +128,20 @@ class Streams:
         """The stream of items that were joined into a batch: the first's, if all are built alike.
 
         Their tokens may begin in several places, one for each item, but must lie at the same ones.
+        Items that are padded may differ behind a part that is alike, as texts do behind pictures:
+        what follows it is then a stream of its own.
         """
         parts = [part for part in joined_items(node, axis) if not self._inputs.constant(part[0])]
         found = [self.of(*part) for part in parts]
-        plans = {tuple((o.length, o.grid) for o in stream) for stream in found}
-        return found[0] if len(plans) == 1 else None
+        common = common_start(found)
+        at = sum(origin.length for origin in common)
+        rest = shape(node)[axis] - at
+        if not rest:
+            return common
+        pictures = any(origin.grid for origin in common)
+        if not pictures or not pads_items(node):
+            return None
+        return (*common, Origin(node, axis, rest, start=at))
 
     def _written(self, node: fx.Node, axis: int) -> Stream | None:
         """The stream of a tensor of which a part is written; None where parts disagree.
@@ -166,12 +163,12 @@ class Streams:
         found = self.of(part, axis - (selects and axis > dim))
         if self._inputs.constant(whole):
             return found
-        return found if _alike(found, self.of(whole, axis)) else None
+        return found if alike(found, self.of(whole, axis)) else None
 
     def _of_all_items(self, node: fx.Node, axis: int) -> Stream | None:
         """The stream of a batch that was written item by item, if all items have the same."""
         found = [self._of_item(node, axis, item) for item in range(shape(node)[0])]
-        return found[0] if all(_alike(found[0], other) for other in found) else None
+        return found[0] if all(alike(found[0], other) for other in found) else None
 
     def _of_item(self, node: fx.Node, axis: int, item: int) -> Stream:
         """The stream of one item of a batch, by the last write to it."""
@@ -235,26 +232,3 @@ class Streams:
             stream = self.of(source, axis)
             if len(stream) == 1 and stream[0].length == math.prod(sides):
                 self.sides[stream[0].key] = sides
-
-
-def between(stream: Stream, start: int, stop: int) -> Stream:
-    """The origins of the tokens `start … stop` of a stream."""
-    found, at = [], 0
-    for origin in stream:
-        first, last = max(start, at), min(stop, at + origin.length)
-        if first < last:
-            whole = last - first == origin.length
-            found.append(
-                replace(
-                    origin,
-                    length=last - first,
-                    start=origin.start + first - at,
-                    grid=origin.grid if whole else None,
-                )
-            )
-        at += origin.length
-    return tuple(found)
-
-
-def _alike(stream: Stream, other: Stream) -> bool:
-    return [(o.key, o.length) for o in stream] == [(o.key, o.length) for o in other]

@@ -135,6 +135,13 @@ def joined_items(node: fx.Node, axis: int) -> list[tuple[fx.Node, int]]:
     return [(item, axis - (len(shape(node)) > len(shape(item)))) for item in items]
 
 
+def pads_items(node: fx.Node) -> bool:
+    """Whether items `[N, C]` of several lengths become a batch `[B, N, C]`, pads behind them."""
+    left = (*node.args[3:4], node.kwargs.get("padding_side", "right"))[0] == "left"
+    first = (*node.args[1:2], node.kwargs.get("batch_first", False))[0]
+    return node.target is aten.pad_sequence.default and bool(first) and not left
+
+
 def reads_a_written_item(node: fx.Node) -> bool:
     """Whether a node is an item of a batch that was written item by item."""
     if node.target is not aten.select.int or node.args[1] % len(shape(node.args[0])) != 0:

@@ -14,7 +14,7 @@ from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.region import Positions, Region
 from toma_fx.passes.graph.outside import Outside
-from toma_fx.passes.layouts.streams import Piece
+from toma_fx.passes.layouts.origins import Piece
 from toma_fx.passes.methods import Method
 from toma_fx.windows import Windows
 

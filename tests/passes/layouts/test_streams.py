@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,30 @@ def test_a_part_of_a_stream_keeps_its_start() -> None:
     assert (origin.start, origin.length) == (16, 8)
     (origin,) = origins(lambda linear, p: p.flatten(2).transpose(1, 2)[:, 6:], PICTURE)
     assert (origin.start, origin.length, origin.grid) == (6, 18, None)
+
+
+def test_padded_items_share_what_comes_first() -> None:
+    """Pictures in front of texts of several lengths: what is behind them is a stream of its own."""
+
+    def padded(linear: nn.Module, p: Tensor, t: Tensor, **how: Any) -> Tensor:
+        one, other = linear(p.flatten(2).transpose(1, 2))
+        items = [torch.cat((one, t[0])), torch.cat((other, t[1, :3]))]
+        return torch.nn.utils.rnn.pad_sequence(items, **{"batch_first": True, **how})
+
+    picture, rest = origins(padded, PICTURE, TEXT)
+    assert (picture.length, picture.grid, picture.start) == (24, (4, 6), 0)
+    assert (rest.node.target, rest.length, rest.grid) == (aten.pad_sequence.default, 7, None)
+    assert rest.key != picture.key
+
+    behind = lambda linear, p, t: padded(linear, p, t, padding_side="left")  # noqa: E731
+    assert lengths(behind, PICTURE, TEXT) == [31]
+
+    def texts(linear: nn.Module, p: Tensor, t: Tensor) -> Tensor:
+        one, other = linear(p.flatten(2).transpose(1, 2))
+        items = [torch.cat((t[0], one)), torch.cat((t[1], other[:20]))]
+        return torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
+
+    assert lengths(texts, PICTURE, TEXT) == [31]  # alike in text alone, so that no grid is known
 
 
 def test_queries_not_keys_carry_an_attention() -> None:
