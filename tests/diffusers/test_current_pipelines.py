@@ -73,7 +73,9 @@ def z_image() -> Case:
     pipe = built("ZImagePipeline", model)
 
     def call(prompt: int) -> Call:
-        words = [[noise(WORDS, 20, seed=prompt + side)] for side in (0, 100)]
+        """Two prompts that are padded to two lengths, as a long one and an empty one are."""
+        sides = ((4 * WORDS, 0), (WORDS, 100))
+        words = [[noise(length, 20, seed=prompt + side)] for length, side in sides]
         named = dict(zip(("prompt_embeds", "negative_prompt_embeds"), words, strict=True))
         return {**named, "height": 128, "width": 192, "guidance_scale": 3.0}
 
