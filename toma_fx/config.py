@@ -35,9 +35,10 @@ class TomaConfig:
         ratio: share of tokens removed in every window, in [0, 1). A larger value is faster and
             costs detail; 0 leaves the model as it is.
         window: side of a window in tokens; a window holds `window²` tokens of one frame. Or
-            `(frames, height, width)`: windows of a video that hold tokens of several frames. A
-            larger value finds better destinations and costs planning time (the square of the
-            tokens a window).
+            `(frames, height, width)`: windows of a video that hold tokens of several frames; at
+            equal tokens these were nearer to the plain model (small, of random weights) than
+            those of one frame, unless the picture moved fast. A larger value finds better
+            destinations and costs planning time (the square of the tokens a window).
         order: which tokens share a window. `"tile"`: squares of the grid (a Hilbert curve where
             the grid does not divide); `"hilbert"`: runs of a Hilbert curve; `"stripe"`: runs of
             consecutive tokens, needs no grid; `"global"`: one window, whose planning grows with

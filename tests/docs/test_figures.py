@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import video_windows
 from tests.docs.pages import README, ROOT, tables
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -86,6 +87,15 @@ def test_growth(page: Path) -> None:
     figures = [race("narrow", side, "toma", 0.5) for side in sides]
     text = " ".join(page.read_text(encoding="utf-8").split())
     assert re.search(rf"{figures[0]}, {figures[1]}(?:,| and) {figures[2]}", text)
+
+
+def test_windows_of_a_video() -> None:
+    page = (RESULTS / "video_windows_cpu.md").read_text(encoding="utf-8")
+    assert page == video_windows.markdown(_json("video_windows_cpu.json"))
+    row = next(line for line in page.splitlines() if line.startswith("| `(4, 4, 4)`"))
+    still, slow, quick, fast = (float(cell.split()[0]) for cell in row.split("|")[2:6])
+    text = (DOCS / "works-with.md").read_text(encoding="utf-8")
+    assert re.findall(r"(\d\.\d\d) times", text) == [f"{x:.2f}" for x in (still, slow, quick, fast)]
 
 
 def _json(name: str) -> Any:
