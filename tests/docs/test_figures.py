@@ -29,6 +29,7 @@ ROWS = {
     '`method="tomesd"`, 0.5': ("tomesd", 0.5, "tomesd 0.5"),
     '`method="tofu"`, 0.5': ("tofu", 0.5, "tofu 0.5"),
     '`method="todo"`, 0.75': ("todo", 0.75, "todo 0.75"),
+    '`method="refresh"`, 0.5': ("refresh", 0.5, "refresh 0.5"),
     "half of the steps instead": ("half of the steps", None, "50% of the steps"),
     "another seed, for scale": ("another seed", None, "another seed"),
 }
@@ -43,9 +44,14 @@ def race(model: str, size: str, contestant: str, ratio: float | None) -> str:
     return "" if speed is None else f"{speed:.2f}×"
 
 
+def painted(table: str) -> dict[str, Any]:
+    """Rows of a quality table, by name."""
+    return {found["name"]: found for found in _json(f"quality/{table}.json")["rows"]}
+
+
 def quality(model: str, row: str) -> tuple[str, str]:
     """Distance and speed of a row of the quality table."""
-    rows = {found["name"]: found for found in _json(f"quality/{model}-small.json")["rows"]}
+    rows = {**painted(f"{model}-small-12"), **painted(f"{model}-small")}
     speed = rows[row]["speedup"] if row not in ("another seed", "another caption") else None
     distance = rows[row]["found"]["SSCD distance"][0]
     return f"{distance:.3f}", "" if speed is None else f"{speed:.2f}×"
@@ -68,6 +74,21 @@ def test_the_table_of_pictures() -> None:
     assert head[1::2] == ["emoji-sdxl", "emoji-flux"]
     for row, *figures in rows:
         assert figures == [*quality("emoji-sdxl", row), *quality("emoji-flux", row)], row
+
+
+def test_the_table_of_memory() -> None:
+    (_, *rows) = next(t for t in tables(DOCS / "pictures.md") if t[0][0] == "12 steps")
+    for name, *figures in rows:
+        wanted = []
+        for model in ("emoji-sdxl", "emoji-flux"):
+            found = painted(f"{model}-small-12").get(name)
+            wanted += _near_and_left(found) if found else ["", ""]
+        assert figures == wanted, name
+
+
+def _near_and_left(row: dict[str, Any]) -> list[str]:
+    left = row["blocks"]
+    return [f"{row['found']['SSCD distance'][0]:.3f}", "" if left is None else f"{left:.0%}"]
 
 
 def test_the_table_of_the_race() -> None:
