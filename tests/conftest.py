@@ -6,5 +6,6 @@ import torch
 
 torch.set_num_threads(1)
 
-# Tracing makes millions of objects that live for a test: looking through them takes a twelfth of it.
+# Tracing makes millions of objects that live for a test: looking through them takes a twelfth
+# of its time.
 gc.set_threshold(50_000, 10, 10)
