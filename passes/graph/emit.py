@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map_only
 
 from toma_fx.passes.graph.nodes import map_leaves
+from toma_fx.passes.graph.traces import Kind, trace
 
 
 class Emitter:
@@ -20,7 +20,6 @@ class Emitter:
         self.root = root
         self.graph = graph
         self._mode = mode
-        self._traced: dict[tuple[Any, ...], fx.GraphModule] = {}
         self._kept: dict[object, Any] = {}
 
     def once(self, key: object, make: Callable[[], Any]) -> Any:
@@ -42,34 +41,30 @@ class Emitter:
         return node
 
     def inline(self, fn: Callable[..., Any], *args: Any, like: fx.Node | None = None) -> Any:
-        """Trace `fn` on the fake values of the node arguments and append what it does.
+        """Trace `fn` on the kinds of the node arguments and append what it does.
 
         Traces are kept: equal shapes and constants are traced once.
         """
         nodes = [arg for arg in args if isinstance(arg, fx.Node)]
-        constants = tuple(fx.Node if isinstance(arg, fx.Node) else arg for arg in args)
-        key = (fn, constants, *(_signature(node) for node in nodes))
-        if key not in self._traced:
-            self._traced[key] = self._trace(fn, args)
-        copies = dict(zip(self._traced[key].graph.find_nodes(op="placeholder"), nodes, strict=True))
-        result = self.graph.graph_copy(self._traced[key].graph, copies)
-        if like is not None:
-            for old, new in copies.items():
-                if old.op == "call_function":
-                    _adopt(new, like)
+        kinds = (Kind.of(value_of(arg)) if isinstance(arg, fx.Node) else arg for arg in args)
+        traced = trace(fn, *kinds).graph
+        copies = dict(zip(traced.find_nodes(op="placeholder"), nodes, strict=True))
+        result = self.graph.graph_copy(traced, copies)
+        values = self.once(traced, lambda: self._values(traced))
+        for old, value in values.items():
+            copies[old].meta["val"] = value
+            if like is not None:
+                _adopt(copies[old], like)
         return result
 
-    def _trace(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> fx.GraphModule:
-        def on_nodes(*values: Any) -> Any:
-            given = iter(values)
-            return fn(*(next(given) if isinstance(arg, fx.Node) else arg for arg in args))
-
-        # The tracer knows its inputs by identity, and copies of one trace share their values.
-        with self._mode, torch.no_grad():
-            values = [value_of(arg).detach() for arg in args if isinstance(arg, fx.Node)]
-        tracer = make_fx(on_nodes, pre_dispatch=True, tracing_mode="fake")
-        with torch.no_grad():
-            return tracer(*values)
+    def _values(self, traced: fx.Graph) -> dict[fx.Node, Any]:
+        """Fake values of this compile for the calls of a trace; all copies share them."""
+        with self._mode:
+            return {
+                node: tree_map_only(Tensor, lambda value: Kind.of(value).empty(), node.meta["val"])
+                for node in traced.nodes
+                if node.op == "call_function"
+            }
 
     def buffer(self, name: str, make: Callable[[], Tensor]) -> fx.Node:
         """A new buffer of the graph module, and the node that reads it."""
@@ -84,11 +79,6 @@ class Emitter:
 def value_of(item: Any) -> Any:
     """A node's fake value; anything else as it is."""
     return item.meta["val"] if isinstance(item, fx.Node) else item
-
-
-def _signature(node: fx.Node) -> tuple[Any, ...]:
-    value = node.meta["val"]
-    return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
 
 
 def _adopt(node: fx.Node, like: fx.Node) -> None:
