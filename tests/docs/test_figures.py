@@ -76,12 +76,13 @@ def test_the_table_of_pictures() -> None:
         assert figures == [*quality("emoji-sdxl", row), *quality("emoji-flux", row)], row
 
 
-def test_the_table_of_memory() -> None:
-    (_, *rows) = next(t for t in tables(DOCS / "pictures.md") if t[0][0] == "12 steps")
+@pytest.mark.parametrize("steps", [12, 4])
+def test_the_tables_of_memory(steps: int) -> None:
+    (_, *rows) = next(t for t in tables(DOCS / "pictures.md") if t[0][0] == f"{steps} steps")
     for name, *figures in rows:
         wanted = []
         for model in ("emoji-sdxl", "emoji-flux"):
-            found = painted(f"{model}-small-12").get(name)
+            found = painted(f"{model}-small-{steps}").get(name)
             wanted += _near_and_left(found) if found else ["", ""]
         assert figures == wanted, name
 
@@ -108,6 +109,17 @@ def test_growth(page: Path) -> None:
     figures = [race("narrow", side, "toma", 0.5) for side in sides]
     text = " ".join(page.read_text(encoding="utf-8").split())
     assert re.search(rf"{figures[0]}, {figures[1]}(?:,| and) {figures[2]}", text)
+
+
+def test_the_table_of_compile_times() -> None:
+    (_, *rows) = next(t for t in tables(DOCS / "benchmarks.md") if t[0][0] == "cold compile")
+    found = _json("compile_time_cpu.json")["cold_compile"]
+    assert len(rows) == len(found)
+    for seconds, (_, *figures) in zip(found.values(), rows, strict=True):
+        plain, toma = seconds["inductor"], seconds["toma"]
+        plain_apart, apart = seconds["apart inductor"], seconds["apart toma"]
+        ratios = [toma / plain, apart / plain_apart, apart / toma]
+        assert figures == [f"{plain:.0f} s", *(f"{ratio:.2f}" for ratio in ratios)]
 
 
 def test_windows_of_a_video() -> None:
