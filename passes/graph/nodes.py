@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,17 +51,27 @@ def is_tensor(node: object) -> bool:
 
 def writes(node: fx.Node) -> bool:
     """Whether a node changes one of its operands in place."""
-    schema = getattr(node.target, "_schema", None)
-    mutable = schema is not None and bool(schema.is_mutable)
-    # Detaching a constant that was lifted into the graph changes no element.
-    return node.op == "call_function" and mutable and node.target is not aten.detach_.default
+    return node.op == "call_function" and _writes(node.target)
 
 
 def is_view(node: fx.Node) -> bool:
     """Whether a node only shows its first operand in another shape, part or dtype."""
-    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and _shows(node.target)
+
+
+# Schemas are slow to read, and these two are asked of every node, many times.
+@cache
+def _writes(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    # Detaching a constant that was lifted into the graph changes no element.
+    return schema is not None and schema.is_mutable and target is not aten.detach_.default
+
+
+@cache
+def _shows(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
     alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
-    return alias is not None and not writes(node)
+    return alias is not None and not _writes(target)
 
 
 def is_getitem(node: fx.Node) -> bool:

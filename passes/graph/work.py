@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import fx
@@ -86,7 +87,7 @@ def is_stored(node: fx.Node) -> bool:
         return False
     if _is_product(node):
         return False
-    readers = list(_readers(node))
+    readers = list(islice(_readers(node), 2))
     return len(readers) > 1 or any(r.op == "output" or _is_product(r) for r in readers)
 
 
