@@ -14,16 +14,18 @@ from torch import fx
 from torch._dynamo.utils import counters
 
 from toma_fx.config import SHARES, TomaConfig
-from toma_fx.devices import DeviceProfile, find_profile
+from toma_fx.devices import PROFILES, DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.autotune import Autotuner
 from toma_fx.passes.find.find import find
 from toma_fx.passes.find.region import Forecast, Group, Region
+from toma_fx.passes.graph.exchanges import is_exchange
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.logs import record, tell_passed_on
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
+from toma_fx.passes.normalize.exchanges import flatten_exchanges
 from toma_fx.passes.normalize.marks import LIFTED, lift_marks
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.normalize.wrapped import call_own_linears
@@ -98,6 +100,7 @@ def run_passes(
         if denoisers_only and not (told.followed or shows_step(analysis, config)):
             return _passed_on(gm, "it shows no step of a denoiser")
         regions = clock.time("find", lambda: _find(analysis, config, told))
+        _refuse_measured(regions, config, _device(normal))
         judge = _judge(normal, config)
         scopes = Scopes(analysis, regions, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen, told))
@@ -110,6 +113,7 @@ def run_passes(
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
             call_own_linears(result, example_inputs)
+            flatten_exchanges(result)
     except CannotRewrite as refusal:
         if denoisers_only and not told.followed and not regions:
             return _passed_on(gm, str(refusal))
@@ -153,6 +157,24 @@ def _find(analysis: Analysis, config: TomaConfig, outside: Outside) -> list[Regi
         references=config.references,
         outside=outside,
     )
+
+
+def _refuse_measured(regions: list[Region], config: TomaConfig, device: torch.device) -> None:
+    """Ranks that measure may decide differently, and would then exchange unequal shares."""
+    if config.regions != "auto":
+        return
+    exchanging = [
+        region
+        for region in regions
+        if region.status == "merged" and any(map(is_exchange, region.nodes))
+    ]
+    alike = not config.autotune and find_profile(config.device, device) in PROFILES.values()
+    for region in exchanging if not alike else ():
+        region.drop(
+            "refused",
+            "ranks have to merge alike, and what each measures decides: name a profile "
+            '(TomaConfig(device="h100")), or regions="all"',
+        )
 
 
 _SHARED = {

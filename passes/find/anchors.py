@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from toma_fx.passes.graph.attentions import is_attention, token_axis
+from toma_fx.passes.graph.exchanges import is_exchange
 from toma_fx.passes.graph.inputs import Inputs
 from toma_fx.passes.graph.nodes import LINEARS, aten, common_module, shape
 
@@ -84,7 +85,10 @@ def _attention_kind(attention: fx.Node, walk: _Walk, tokens: int) -> str:
     key: fx.Node = attention.args[1]
     if key not in walk.reached:
         return "cross_attention"
-    return "self_attention" if shape(key)[token_axis(attention)] == tokens else "joint_attention"
+    # Behind an exchange the keys are those of all ranks.
+    ranks = max((len(node.args[2]) for node in walk.reached if is_exchange(node)), default=1)
+    own = shape(key)[token_axis(attention)] == tokens * ranks
+    return "self_attention" if own else "joint_attention"
 
 
 class _Walk:

@@ -26,12 +26,32 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """Tokens of several ranks in one tensor, after an exchange: all ranks have as many.
+
+    Attributes:
+        count: of ranks.
+        group: that exchanged them.
+        axis: at whose place `r` the tokens are those of rank `r`; None once it is folded into the
+            token axis, where the tokens of one rank follow those of another.
+    """
+
+    count: int
+    group: str
+    axis: int | None
+
+
+@dataclass(frozen=True)
 class TokenLayout:
-    """Which axis carries tokens, which one batch items (None once folded), and the segments."""
+    """Which axis carries tokens, which one batch items (None once folded), and the segments.
+
+    `ranks` is None where all tokens are this rank's own.
+    """
 
     axis: int
     batch: int | None
     segments: tuple[Segment, ...]
+    ranks: Ranks | None = None
 
     @property
     def length(self) -> int:
@@ -139,6 +159,8 @@ class Origin:
     grid: tuple[int, ...] | None = None
     # Where inside the origin's axis the tokens lie: a slice of an input keeps its start.
     start: int = field(default=0)
+    # Of a run of a grid's tokens, as a rank has one: the sides of that grid, and the first token.
+    within: tuple[tuple[int, ...], int] | None = None
 
     @property
     def key(self) -> tuple[str, int, int]:

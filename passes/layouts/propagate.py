@@ -10,6 +10,7 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.nodes import op_name, shape
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.layouts.layout import Segment, Step, TokenLayout
+from toma_fx.passes.layouts.ranks import refuse_beside_ranks
 from toma_fx.passes.layouts.rules import apply_rule
 
 
@@ -32,7 +33,9 @@ class StepFlow:
         Raises:
             CannotRewrite: there is no rule, or it refuses.
         """
-        step = self.steps[node] = apply_rule(node, self)
+        step = apply_rule(node, self)
+        refuse_beside_ranks(node, step, [self.layout(source) for source in node.all_input_nodes])
+        self.steps[node] = step
         if isinstance(step.layout, TokenLayout):
             self.layouts[node] = step.layout
         return step

@@ -30,6 +30,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, f
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.metadata import keep_metadata
 from toma_fx.passes.graph.nodes import is_getitem, is_view, writes
+from toma_fx.passes.normalize.exchanges import unflatten_exchanges
 from toma_fx.passes.normalize.fresh_writes import fresh_writes_to_values
 from toma_fx.passes.normalize.idle_autocast import drop_idle_autocast
 from toma_fx.passes.normalize.interpret import Specialised, Tracing
@@ -66,6 +67,7 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
     _drop_unread_writes(traced)
     fresh_writes_to_values(traced, mode)
     drop_no_ops(traced)
+    unflatten_exchanges(traced)
     _refuse_unknown_constants(traced)
     refuse_wrapped_activations(traced, example_inputs)
     keep_metadata(gm, traced)

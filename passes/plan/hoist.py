@@ -101,6 +101,7 @@ def _carry(stage: Stage, node: fx.Node) -> None:
         return
     parts = carried if isinstance(carried, tuple) else (carried,)
     lone = carried is None and not is_getitem(node)  # a part of a tuple may be without tokens
-    if lone or any(part and part.pictures > 1 for part in parts):
+    if lone or any(part and (part.pictures > 1 or part.ranks) for part in parts):
         # An order brings back one picture; of two that are joined it would leave one as it is.
+        # Tokens of other ranks stand in an order of theirs.
         stage.forget(node)

@@ -1,6 +1,14 @@
 """Layout rules, one per operation. Importing this package fills the table."""
 
-from toma_fx.passes.layouts.rules import attention, contraction, joins, pointwise, shapes, writes
+from toma_fx.passes.layouts.rules import (
+    attention,
+    contraction,
+    exchanges,
+    joins,
+    pointwise,
+    shapes,
+    writes,
+)
 from toma_fx.passes.layouts.rules.table import (
     Flow,
     apply_rule,
@@ -14,6 +22,7 @@ __all__ = [
     "apply_rule",
     "attention",
     "contraction",
+    "exchanges",
     "find_rule",
     "joins",
     "layout_rule",

@@ -28,7 +28,9 @@ def attention(node: fx.Node, flow: Flow) -> Step:
             raise CannotRewrite("attention runs along another axis than the tokens", node)
         if layout is not None and layout.batch:
             raise CannotRewrite("attention pairs the items of its operands differently", node)
-    if (key is None) != (value is None) or (key and value and key.segments != value.segments):
+    if (key is None) != (value is None) or (
+        key and value and (key.segments, key.ranks) != (value.segments, value.ranks)
+    ):
         raise CannotRewrite("keys and values carry tokens differently", node)
     given = attentions.arguments(node)
     changed = {}

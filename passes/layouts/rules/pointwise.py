@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ def agreed(node: fx.Node, layouts: list[TokenLayout | None]) -> TokenLayout:
     """
     found = [layout for layout in layouts if layout is not None]
     for other in found[1:]:
-        if (other.axis, other.segments) != (found[0].axis, found[0].segments):
+        if replace(other, batch=None) != replace(found[0], batch=None):
             raise CannotRewrite(f"the operands of {op_name(node)} carry tokens differently", node)
     batches = {layout.batch for layout in found}
     return found[0] if len(batches) == 1 else found[0].moved(found[0].axis, None)

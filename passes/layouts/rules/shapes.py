@@ -11,6 +11,7 @@ from torch import fx
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.nodes import aten, op_name, shape
 from toma_fx.passes.layouts.layout import Step, TokenCount, TokenLayout
+from toma_fx.passes.layouts.ranks import foldings, ranks_axis, with_ranks_on
 from toma_fx.passes.layouts.rules.pointwise import agreed
 from toma_fx.passes.layouts.rules.table import Flow, layout_rule
 
@@ -38,7 +39,7 @@ def reshape(node: fx.Node, flow: Flow) -> Step:
     moved = _refold(node, layout, before)
     sizes = list(node.args[1])
     if sizes[moved.axis] != -1:
-        sizes[moved.axis] = TokenCount(layout.segments)
+        sizes[moved.axis] = TokenCount(moved.segments)
     return Step(moved, (node.args[0], sizes))
 
 
@@ -51,18 +52,24 @@ def fold(node: fx.Node, flow: Flow) -> Step:
 
 def _refold(node: fx.Node, layout: TokenLayout, before: Sequence[int]) -> TokenLayout:
     after = shape(node)
-    axis = follow(before, after, layout.axis)
-    if axis is None:
-        raise CannotRewrite(f"{op_name(node)} folds the token axis", node)
-    batch = None if layout.batch is None else follow(before, after, layout.batch)
-    return layout.moved(axis, None if batch == axis else batch)
+    for known, sizes in foldings(layout, before):
+        axis = follow(sizes, after, known.axis)
+        at = ranks_axis(known)
+        ranks = None if at is None else follow(sizes, after, at)
+        if axis is not None and (at is None) == (ranks is None):
+            batch = None if known.batch is None else follow(sizes, after, known.batch)
+            moved = known.moved(axis, None if batch == axis else batch)
+            return moved if at is None else with_ranks_on(moved, ranks)
+    raise CannotRewrite(f"{op_name(node)} folds the token axis", node)
 
 
 def _renamed(node: fx.Node, flow: Flow, origin: Sequence[int]) -> Step:
     """Axes change places: result axis `i` is source axis `origin[i]`."""
     layout, _ = _input(node, flow)
     batch = None if layout.batch is None else origin.index(layout.batch)
-    return Step(layout.moved(origin.index(layout.axis), batch), node.args)
+    moved = layout.moved(origin.index(layout.axis), batch)
+    ranks = ranks_axis(layout)
+    return Step(moved if ranks is None else with_ranks_on(moved, origin.index(ranks)), node.args)
 
 
 @layout_rule(aten.permute.default)

@@ -1,0 +1,32 @@
+"""Which nodes let the ranks of a group exchange what they have.
+
+They are known by their schemas: a torch that is built without them has no such operations.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from toma_fx.passes.graph.nodes import schema_name
+
+EXCHANGE = "_c10d_functional::all_to_all_single"
+GATHER = "_c10d_functional::all_gather_into_tensor"
+WAIT = "_c10d_functional::wait_tensor"
+
+
+def is_exchange(node: fx.Node) -> bool:
+    """Whether each rank of a group sends a part of a tensor to every other."""
+    return node.op == "call_function" and schema_name(node) == EXCHANGE
+
+
+def is_wait(node: fx.Node) -> bool:
+    """Whether a node waits for what an exchange has begun."""
+    return node.op == "call_function" and schema_name(node) == WAIT
+
+
+def is_even(node: fx.Node) -> bool:
+    """Whether an all-to-all sends to each rank, and gets from each, as much."""
+    return len({*node.args[1], *node.args[2]}) == 1
+
+
+UNEVEN = "ranks exchange unequal shares: merged, they would wait for tokens that nobody sends"
