@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from toma_fx.passes.find.region import Positions, Region
 from toma_fx.passes.graph.nodes import shape
 from toma_fx.passes.layouts.layout import AtDestinations, Origin, tables
-from toma_fx.passes.layouts.origins import Piece, Stream, between
+from toma_fx.passes.layouts.origins import Piece, Stream, between, whole_rows
 from toma_fx.passes.layouts.streams import Streams
 
 AXES = (2, 3, 4)
@@ -21,17 +21,29 @@ AXES = (2, 3, 4)
 
 def read_geometry(region: Region, streams: Streams) -> None:
     """Set the region's grid, pictures or positions, where a table that it gathers tells them."""
+    assert region.origin is not None
+    _read_run(region, region.origin)
     for stream in _streams(region, streams):
         # One side alone is no grid: coordinates in front of their tokens look like channels.
         grids = [origin.grid if len(origin.grid or ()) > 1 else None for origin in stream]
         if len(stream) == 1 and grids[0] is not None:
             region.grid = grids[0]
             return
+        if len(stream) == 1 and stream[0].within is not None:
+            _read_run(region, stream[0])
+            return
         if None not in grids:
             region.pictures = tuple(Piece(origin.length, origin.grid) for origin in stream)
             return
         if len(stream) == 1 and region.positions is None:
             region.positions = _positions(stream[0])
+
+
+def _read_run(region: Region, origin: Origin) -> None:
+    """Of tokens that are a run of a grid's, as a rank has one: that grid, and their own rows."""
+    if origin.within is not None:
+        region.within = origin.within
+        region.grid = whole_rows(*origin.within, origin.length)
 
 
 def _streams(region: Region, streams: Streams) -> Iterator[Stream]:

@@ -79,6 +79,8 @@ class Region:
     steps: dict[fx.Node, Step] = field(default_factory=dict)
     # Sides of the grid, if a position table of the region is folded from some.
     grid: tuple[int, ...] | None = None
+    # Where its tokens lie in a larger grid, if they are a run of one: its sides, and the first.
+    within: tuple[tuple[int, ...], int] | None = None
     # Several pictures one after the other, if a position table is joined from theirs.
     pictures: tuple[Piece, ...] = ()
     # Coordinates of the tokens, if a position table of the region comes from some.

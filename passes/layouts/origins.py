@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -30,17 +31,32 @@ def between(stream: Stream, start: int, stop: int) -> Stream:
     for origin in stream:
         first, last = max(start, at), min(stop, at + origin.length)
         if first < last:
-            whole = last - first == origin.length
-            found.append(
-                replace(
-                    origin,
-                    length=last - first,
-                    start=origin.start + first - at,
-                    grid=origin.grid if whole else None,
-                )
-            )
+            found.append(_run(origin, first - at, last - first))
         at += origin.length
     return tuple(found)
+
+
+def _run(origin: Origin, first: int, length: int) -> Origin:
+    """Some of an origin's tokens, one after the other."""
+    if length == origin.length:
+        return origin
+    sides, before = (origin.grid, 0) if origin.within is None else origin.within
+    within = (sides, before + first) if sides is not None and len(sides) > 1 else None
+    return replace(origin, length=length, start=origin.start + first, grid=None, within=within)
+
+
+def whole_rows(sides: tuple[int, ...], first: int, length: int) -> tuple[int, ...] | None:
+    """The grid of a run of a grid's tokens; None if it begins or ends within a row.
+
+    Of a video whose frames are cut as well, a frame of the result is as many rows as fit into each
+    frame and into the run, so that none holds rows of two.
+    """
+    *slow, height, width = sides
+    if first % width or length % width:
+        return None
+    rows = math.gcd(height, first // width, length // width) if slow else length // width
+    frames = (length // (rows * width),) if slow else ()
+    return (*frames, rows, width)
 
 
 def common_start(streams: Sequence[Stream]) -> Stream:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from toma_fx import order as orders
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
@@ -58,7 +61,7 @@ def arrange(region: Region, config: TomaConfig, method: Method, outside: Outside
     if follows in ("stripe", "global", "pair"):
         size = {"stripe": size, "global": tokens, "pair": math.isqrt(size)}[follows]
         return _static(method.windows(tokens, size, config), list(range(tokens)), "")
-    told = None if _shows(region, config) else outside.positions(tokens)
+    told = None if _shows(region, config) else _coordinates(region, outside)
     if told is not None:
         sequence = orders.order_from_positions(told, side, follows, orders.curve_table()).tolist()
         return _static(method.windows(tokens, size, config), sequence, "")
@@ -88,6 +91,9 @@ def _places(region: Region, config: TomaConfig, method: Method, outside: Outside
     windows = method.windows(tokens, tokens, config)
     if config.order == "stripe":
         return Arrangement(windows, None, None, "", (1, tokens))
+    if region.within is not None and not _shows(region, config):
+        note = "a rank's tokens are no whole rows of the grid: neighbours are those in sequence"
+        return Arrangement(windows, None, None, note, (1, tokens))
     grids, note = _grids(region, config, outside)
     if not grids:
         return Arrangement(windows, None, region.positions, note)
@@ -116,6 +122,15 @@ def _static(windows: Windows, sequence: list[int], note: str) -> Arrangement:
     return Arrangement(
         windows, None if slots == tuple(range(windows.tokens)) else slots, None, note
     )
+
+
+def _coordinates(region: Region, outside: Outside) -> Tensor | None:
+    """`[N, k]` places of the region's tokens, told from outside or counted along a grid's rows."""
+    if region.within is None:
+        return outside.positions(region.tokens)
+    sides, first = region.within
+    places = torch.arange(first, first + region.tokens)
+    return torch.stack(torch.unravel_index(places, sides), 1)
 
 
 def _shows(region: Region, config: TomaConfig) -> bool:
