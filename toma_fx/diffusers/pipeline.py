@@ -9,6 +9,7 @@ from torch import nn
 
 from toma_fx.config import TomaConfig
 from toma_fx.diffusers.denoiser import CompiledCall
+from toma_fx.diffusers.parallel import prepare_hooks
 from toma_fx.diffusers.recipe import Recipe, recipe_of
 from toma_fx.diffusers.regional import RegionalCall, check_blocks
 from toma_fx.diffusers.status import GraphStatus, Status, status_of
@@ -195,6 +196,7 @@ def _install(target: object, recipe: Recipe) -> None:
         if type(compiled) is not kind:
             if compiled is not None:
                 _remove(model, model)
+            prepare_hooks(model)
             compiled = model.__dict__[_SLOT] = kind(model)
         compiled.add(None if target is model else target, recipe)
 
