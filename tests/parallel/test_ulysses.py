@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.scale import exchanged
 from tests.eager_merge import relative
 from tests.parallel import cases
 from tests.parallel.cases import HEAD, HEADS, LONG, QUICK, TIMES, TOKENS, WORDS
@@ -86,7 +87,6 @@ def test_all_regions_that_hold_the_picture_are_merged(model: list[Results]) -> N
 
 def test_every_exchange_sends_as_many_tokens_as_are_left(ran: list[Results]) -> None:
     ranks = len(ran)
-    width = 4 * HEADS * HEAD
     for found in ran:
         for name, words, tokens, batch, calls in (
             ("flux", WORDS, TOKENS, 1, 8),
@@ -94,10 +94,13 @@ def test_every_exchange_sends_as_many_tokens_as_are_left(ran: list[Results]) -> 
             ("wan", 0, cases.FRAMES * TOKENS, 2, 4),
         ):
             mine = found[name]
-            assert mine["sent"] == [batch * width * (words + tokens) // ranks] * calls
+            shared = words, HEADS * HEAD, ranks
+            whole = batch * exchanged(tokens, *shared, ratio=0.0, item=4)
+            assert mine["sent"] == [whole] * calls
             for ratio in by_ratio(mine, "toma"):
-                left = words + tokens * (1 - ratio)
-                assert mine["sent", ratio] == [batch * width * left / ranks] * calls
+                left = batch * exchanged(tokens, *shared, ratio=ratio, item=4)
+                assert mine["sent", ratio] == [left] * calls
+                assert ratio == 0 or left < whole
 
 
 def test_keys_of_all_tokens_are_sent_whole(ran: list[Results]) -> None:
