@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,8 +33,13 @@ class Block(nn.Module):
         self.into, self.out = nn.Linear(CHANNELS, 32), nn.Linear(32, CHANNELS)
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        x = x + self.mlp(self.norm1(x) * (1 + shift))
-        return x + self.mlp(self.norm2(x))
+        for entry in self.entries(shift):
+            x = x + self.mlp(entry(x))
+        return x
+
+    def entries(self, shift: Tensor) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What its two MLPs see."""
+        return lambda x: self.norm1(x) * (1 + shift), self.norm2
 
     def mlp(self, x: Tensor) -> Tensor:
         return self.out(torch.nn.functional.gelu(self.into(x)))
@@ -56,13 +61,16 @@ class Denoiser(nn.Module):
         self.eval()
 
     def forward(self, hidden: Tensor, timestep: Tensor, prompt: Tensor) -> Tensor:
-        angle = timestep.reshape(-1, 1).float() * 10.0 ** -torch.arange(4)
-        clock = self.clock(torch.cat((angle.sin(), angle.cos()), -1))
-        shift = (clock + 2 * self.words(prompt)).unsqueeze(1)
+        shift = self.shift(timestep, prompt)
         for block in (*self.blocks, *self.others):
             if block not in self.skipped:
                 hidden = block(hidden, shift)
         return hidden
+
+    def shift(self, timestep: Tensor, prompt: Tensor) -> Tensor:
+        angle = timestep.reshape(-1, 1).float() * 10.0 ** -torch.arange(4)
+        clock = self.clock(torch.cat((angle.sin(), angle.cos()), -1))
+        return (clock + 2 * self.words(prompt)).unsqueeze(1)
 
 
 def call(step: int, picture: int = 0, prompt: int = 0, steps: int = 10) -> tuple[Tensor, ...]:

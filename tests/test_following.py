@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import toma_fx
 from tests.apart import OPTIONS as SMALL
-from tests.apart import Denoiser, apart, call, compile_blocks, picture, run
+from tests.apart import TOKENS, Denoiser, apart, call, compile_blocks, picture, run
 from tests.models import flux_inputs, sdxl_inputs
 from tests.remembering import small_flux, small_sdxl, worst
 from tests.test_current_models import wan, wan_inputs
@@ -26,6 +26,8 @@ from tests.zoo.entries import alive, noise
 from toma_fx import ConfigError, following, last_report, reuse_stats
 from toma_fx.eager_guard import Schedule
 from toma_fx.following import Call
+from toma_fx.refresh import Memory, Rotation
+from toma_fx.share import Share
 
 __all__ = ["one_thread"]  # the fixture of these tests
 
@@ -179,6 +181,39 @@ def test_a_block_that_was_left_out_missed_what_happened(method: str) -> None:
         return run(model, calls[2:5])
 
     assert all(map(torch.equal, left_out(before=4), left_out(before=0)))
+
+
+def test_the_memory_of_a_block_is_as_old_as_it_is() -> None:
+    """Calls that leave it out compute none of its tokens, but pass."""
+    left_out = {3: {1}, 4: {1}, 5: {0, 2}, 7: {1, 2}}
+    model, calls = Denoiser(), picture()
+    wanted = remembered_by_hand(model, calls, left_out)
+    blocks = (*model.blocks, *model.others)
+    compiled, found = apart(model, method="refresh", ratio=0.5), []
+    for number, given in enumerate(calls):
+        model.skipped = {blocks[place] for place in left_out.get(number, ())}
+        found.append(compiled(*given))
+    assert worst(found, wanted) < 1e-5
+
+
+def remembered_by_hand(
+    model: Denoiser, calls: list[tuple[Tensor, ...]], left_out: dict[int, set[int]]
+) -> list[Tensor]:
+    blocks: list[Any] = [*model.blocks, *model.others]
+    cells = tuple((0, place) for place in range(TOKENS))
+    memories = [[Memory(Rotation(cells, Share(1, 2))) for _ in range(2)] for _ in blocks]
+    turns, found = [0] * len(blocks), []
+    for number, (hidden, timestep, prompt) in enumerate(calls):
+        shift = model.shift(timestep, prompt)
+        for place in sorted(set(range(len(blocks))) - left_out.get(number, set())):
+            block = blocks[place]
+            for memory, seen in zip(memories[place], block.entries(shift), strict=True):
+                rows = memory.rotation.rows(turns[place])
+                computed = block.mlp(seen(hidden))[:, rows]
+                hidden = hidden + memory.recall(computed, turns[place], number)
+            turns[place] += 1
+        found.append(hidden)
+    return found
 
 
 def test_two_models_of_one_class_share_code_and_nothing_else() -> None:

@@ -29,10 +29,11 @@ class Graph:
         self.last: Tensor = torch.full((2, len(self.cells), 3), float("nan"), dtype=torch.float64)
         self.before: Tensor | None = self.last.clone() if self.history == 2 else None
 
-    def call(self, everything: Tensor, fresh: bool) -> Tensor:
+    def call(self, everything: Tensor, fresh: bool, number: int | None = None) -> Tensor:
         anew = torch.tensor(fresh)
-        trend = self.more.get("extrapolate", 0.5)
-        self.times, first, due, carried = recall.advance(self.times, anew, self.share, trend)
+        how = self.share, self.more.get("extrapolate", 0.5), None
+        told = None if number is None else torch.tensor(number)
+        self.times, first, due, carried = recall.advance(self.times, anew, *how, told)
         around = rotation.stencil(self.share, self.cells.shape[1])
         rows, classes, near, weights = recall.tables(self.cells, first, self.share, *around)
         by_token = recall.by_token(classes, weights, due, carried, anew, self.gain)
@@ -115,6 +116,19 @@ def test_what_changes_evenly_is_followed_to_the_end(share: Share) -> None:
         found = graph.call(tokens, fresh=step == 0)
         if step >= 2 * share.classes:
             torch.testing.assert_close(found, tokens, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_was_left_out_is_as_old_as_it_is(told: bool) -> None:
+    """Every third call comes without it. Told the call, it follows a straight line all the same."""
+    graph = Graph((4, 4), Share(1, 2), 0.5, {"extrapolate": 1.0})
+    start, slope = torch.randn(2, 2, 16, 3, dtype=torch.float64)
+    follows = []
+    for number in (0, 1, 3, 4, 6, 7, 9, 10):
+        tokens = start + number * slope
+        found = graph.call(tokens, fresh=number == 0, number=number if told else None)
+        follows.append(torch.allclose(found, tokens, atol=1e-5))
+    assert all(follows[4:]) == told
 
 
 def test_a_first_step_spreads_what_it_computed() -> None:

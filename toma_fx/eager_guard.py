@@ -107,9 +107,11 @@ class EagerGuard:
         self._memory = torch.zeros(slots, size, device=device)
         self._slots = torch.zeros(slots, guard.SLOT_SIZE, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(slots, 3, dtype=torch.int64, device=device)
+        self._calls = torch.zeros(slots, dtype=torch.int64, device=device)  # of each generation
         self._moment = {
             f"{MOMENT}told": torch.zeros(4, dtype=torch.int64, device=device),
             f"{MOMENT}slot": torch.zeros(1, dtype=torch.int64, device=device),
+            f"{MOMENT}call": torch.zeros((), dtype=torch.int64, device=device),
         }
 
     def advance(self, parts: Parts, number: int, fingerprint: Fingerprint) -> Moment:
@@ -136,6 +138,9 @@ class EagerGuard:
         self._numbers.index_copy_(0, slot, row.unsqueeze(0))
         self._moment[f"{MOMENT}told"].copy_(torch.cat((row, step.reshape(1))))
         self._moment[f"{MOMENT}slot"].copy_(slot)
+        call = torch.where(fresh, 0, self._calls.index_select(0, slot) + 1)
+        self._calls.index_copy_(0, slot, call)
+        self._moment[f"{MOMENT}call"].copy_(call.squeeze(0))
         return self._moment
 
     @property

@@ -27,7 +27,12 @@ def times_size(share: Share) -> int:
 
 
 def advance(
-    times: Tensor, fresh: Tensor, share: Share, extrapolate: float, computes: int | None = None
+    times: Tensor,
+    fresh: Tensor,
+    share: Share,
+    extrapolate: float,
+    computes: int | None = None,
+    call: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Which classes a call computes, and how far each has come from its last value.
 
@@ -40,6 +45,8 @@ def advance(
         share: of the tokens.
         extrapolate: α; 0 predicts that nothing changes.
         computes: how many classes this call computes: by default those of the share.
+        call: scalar, of the picture, from 0; by default one more than that before. Whoever is left
+            out of some is told, so that what it remembers is as old as it is.
 
     Returns:
         The new times, the first computed class (int64 scalar), `[q + 1]` whether a class is
@@ -49,7 +56,7 @@ def advance(
     classes = share.classes
     computes = share.computed if computes is None else computes
     ticks, turn, (last, before, known) = times[0], times[1], times[2:].view(3, classes + 1)
-    now = torch.where(fresh, 0, ticks + 1)
+    now = torch.where(fresh, 0, ticks + 1) if call is None else call.to(times.dtype)
     first = torch.where(fresh, 0, turn).long()
     ahead = torch.arange(classes, device=times.device) - first
     text = torch.full((1,), computes > 0, device=times.device)

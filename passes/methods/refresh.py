@@ -133,7 +133,10 @@ class RefreshPlan(MemoryPlan):
         where = ((size,), torch.float32, device)
         times = SlotBuffer(self._emit, "toma_memory_times", self._moment, *where)
         computes = _CLASSES[self._moment.pace.computes](self._share)
-        more = (self._moment.fresh, self._share, self._config.extrapolate, computes)
+        more = (
+            *(self._moment.fresh, self._share, self._config.extrapolate),
+            *(computes, self._moment.call),
+        )
         new, *found = self._emit.inline(recall.advance, times.read(), *more)
         times.write(new)
         return tuple(found)

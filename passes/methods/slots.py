@@ -35,6 +35,9 @@ class Moment:
         slot: int64 `[1]`, which slot the call uses; None where there is one.
         slots: how many there are.
         pace: what the graph computes of a call.
+        call: int64 scalar, how many calls of the slot came before since its generation began, where
+            that is told from outside: a part that is left out of some cannot count them. None
+            where the graph sees them all.
     """
 
     phase: fx.Node
@@ -43,6 +46,7 @@ class Moment:
     slot: fx.Node | None = None
     slots: int = 1
     pace: Pace = USUAL
+    call: fx.Node | None = None
 
 
 class _Slots:

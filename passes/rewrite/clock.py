@@ -87,7 +87,8 @@ class Clock:
     def _told(self, emit: Emitter) -> Moment:
         """Every owner, or run of owners, compares with what it has seen (`guard.notice`)."""
         slots = self._config.slots if "conditioning" in self._config.guard else 1
-        kept = "memory" if METHODS[self._config.method].remembers else "plan"
+        remembers = METHODS[self._config.method].remembers
+        kept = "memory" if remembers else "plan"
         seen = emit.buffer(f"toma_{kept}_seen", lambda: self._zeros(slots, 3).long())
         tally = self._tally(emit)
         nobody = (-1, -1, -1, 0)
@@ -100,7 +101,8 @@ class Clock:
         else:
             emit.call(aten.index_copy_.default, (seen, 0, slot, row))
         emit.call(aten.copy_.default, (tally, counted))
-        return Moment(phase, step, fresh, slot, slots, self._pace)
+        number = emit.buffer(f"{MOMENT}call", lambda: self._zeros().long()) if remembers else None
+        return Moment(phase, step, fresh, slot, slots, self._pace, number)
 
     def _always(self, emit: Emitter) -> Moment:
         tally = self._tally(emit)
