@@ -6,7 +6,8 @@ Dynamo would guard on. What it finds is written into tensors that every block ha
 
 Numbers tell blocks what is due (`guard.notice`): the call in which a picture began, in which
 destinations were picked, in which weights were computed. A block that a cache left out for a while
-finds that it has missed one, and blocks that share a plan find that it was made by another.
+finds that it has missed one, and blocks that share a plan find that it was made by another. Where
+it left out all of them, nobody asks, and the guard runs at the end of the call.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -52,6 +54,7 @@ class Following:
         self._arguments = Arguments(model)
         self._guards: dict[tuple[Any, ...], EagerGuard] = {}
         self._past: list[Tensor] = []
+        self._asked: Schedule | None = None
         self._print: Unchanged[Tensor] = Unchanged(lambda tensor: fingerprint([tensor]))
         self._hooks = (
             model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
@@ -102,6 +105,7 @@ class Following:
 
     def guard_of(self, schedule: Schedule, stream: str, parts: Parts) -> EagerGuard:
         """The guard of one schedule, in one stream, for calls of this form."""
+        self._asked = schedule
         key = schedule, stream, parts.form
         if key not in self._guards:
             self._guards[key] = EagerGuard(schedule, parts)
@@ -123,13 +127,19 @@ class Following:
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # The whole model, where it is compiled, sees its own step; a copy has its own hooks.
-        if not torch.compiler.is_compiling() and _following.get(model) is self:
+        mine = not torch.compiler.is_compiling() and _following.get(model) is self
+        if mine and not _plain.get():
             call = Call(self, model, self._arguments, (args, kwargs))
             _calls.set((*self._others(), call))
 
-    def _leave(self, model: nn.Module, *_: Any) -> None:
-        if not torch.compiler.is_compiling():
-            _calls.set(self._others())
+    def _leave(self, model: nn.Module, args: Any, result: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._asked is not None and result is not None:  # else it failed
+            for call in _calls.get():
+                if call.following is self:
+                    call.pass_by(self._asked)
+        _calls.set(self._others())
 
     def _others(self) -> tuple[Call, ...]:
         """Calls of other models; torch calls no hook after an interrupt, so that one is left."""
@@ -161,13 +171,18 @@ class Call:
     def moment(self, schedule: Schedule, device: torch.device) -> Moment | None:
         """What the guard says of this call; None where it has no timestep."""
         if schedule not in self._moments:
-            self._moments[schedule] = self._decided(schedule, device)
+            self._moments[schedule] = self._decided(schedule)
         found = self._moments[schedule]
         if found is None or found[f"{MOMENT}told"].device == device:
             return found
         return {name: value.to(device, non_blocking=True) for name, value in found.items()}
 
-    def _decided(self, schedule: Schedule, device: torch.device) -> Moment | None:
+    def pass_by(self, schedule: Schedule) -> None:
+        """Count a call of which a cache left out every block: plans and memories grow older."""
+        if not self._moments:
+            self._moments[schedule] = self._decided(schedule)
+
+    def _decided(self, schedule: Schedule) -> Moment | None:
         # What is kept is written again, in whatever mode: it must not be a tensor of inference.
         with torch.inference_mode(False), torch.no_grad():
             parts = parts_of(self._arguments, self._given, schedule)
@@ -181,6 +196,7 @@ _numbers = itertools.count(1)
 _following: weakref.WeakKeyDictionary[nn.Module, Following] = weakref.WeakKeyDictionary()
 # Of this thread, innermost last.
 _calls: ContextVar[tuple[Call, ...]] = ContextVar("toma_fx calls", default=())
+_plain: ContextVar[bool] = ContextVar("toma_fx plain", default=False)
 
 
 def follow(model: nn.Module) -> Following:
@@ -229,6 +245,16 @@ def followings_in(parameters: Iterable[int]) -> list[Following]:
         for model, following in list(_following.items())
         if any(id(parameter) in known for parameter in model.parameters())
     ]
+
+
+@contextmanager
+def unfollowed() -> Iterator[None]:
+    """Calls inside run plain blocks: nothing is due, and nothing grows older."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def calls() -> tuple[Call, ...]:

@@ -153,11 +153,11 @@ class Variant:
         self._function, self._run = self._compile(kind, self._config)
 
     def _compile(
-        self, kind: Kind, config: TomaConfig | None
+        self, kind: Kind, config: TomaConfig | None, calls: Callable[..., Any] | None = None
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """A function that calls a module, and what `torch.compile` makes of it."""
         recipe = self.recipe
-        function = private_copy(_call, f"toma_{kind.replace(' ', '_')}")
+        function = private_copy(calls or call_with_hooks, f"toma_{kind.replace(' ', '_')}")
         # Dynamo keeps every backend that it was given: this one keeps nothing alive.
         paced = None
         if recipe.remembers and config is not None and not recipe.regional:
@@ -218,8 +218,8 @@ def size_text(latents: Any) -> str:
     return "×".join(str(int(side)) for side in size)
 
 
-def _call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    # With its hooks. Paths of modules begin behind the name `self`.
+def call_with_hooks(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module. Paths of modules begin behind the name `self`."""
     return self._call_impl(*args, **kwargs)
 
 

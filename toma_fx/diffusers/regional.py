@@ -2,6 +2,7 @@
 
 The denoiser itself runs as it is, and is followed (`toma_fx.follow`). Its call chooses a graph as
 where the whole is compiled, merged, in pairs or plain; the blocks inside run that of their class.
+Hooks around a block, a cache's, stay outside of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,11 +19,12 @@ from torch import nn
 
 from toma_fx.arguments import Arguments, Call
 from toma_fx.diffusers.denoiser import CompiledCall
-from toma_fx.diffusers.graphs import MERGED, PLAIN, Graph, Kind, Variant
+from toma_fx.diffusers.graphs import MERGED, PLAIN, Graph, Kind, Variant, call_with_hooks
+from toma_fx.diffusers.hooks import put_inside, take_out
 from toma_fx.diffusers.recipe import Recipe, changed
 from toma_fx.dynamo import forget
 from toma_fx.errors import PipelineError
-from toma_fx.following import follow, is_followed, unfollow
+from toma_fx.following import follow, is_followed, unfollow, unfollowed
 from toma_fx.told import Told
 
 _SLOT = "_compiled_call_impl"
@@ -86,6 +88,7 @@ class RegionalCall(CompiledCall):
         super().free()
         for block in self.blocks:
             block.__dict__.pop(_SLOT, None)
+            take_out(block)
         if self._follows:
             unfollow(self._model)
 
@@ -117,7 +120,7 @@ class RegionalVariant(Variant):
     """Compiled code for each class of blocks."""
 
     def __init__(self, kind: Kind, recipe: Recipe, shared: Sequence[Any]) -> None:
-        self._of_class: dict[tuple[type, bool], Callable[..., Any]] = {}
+        self._of_class: dict[tuple[type, bool, bool], Callable[..., Any]] = {}
         self._functions: list[Callable[..., Any]] = []
         self._asked = 0
         self._arguments = Arguments(nn.Identity())
@@ -125,20 +128,21 @@ class RegionalVariant(Variant):
 
     def __call__(self, model: nn.Module, call: Call) -> Any:
         runs, asked = self._runs, self._asked
-        with _running(self):
+        with _running(self), unfollowed() if self.kind == PLAIN else nullcontext():
             result = model._call_impl(*call[0], **call[1])
         self._tell_bypassed(self._asked > asked and self._runs == runs)
         return result
 
-    def run(self, block: nn.Module, number: int, call: Call) -> Any:
-        """Run a block, the so-many-th of its class."""
+    def run(self, block: nn.Module, number: int, call: Call, hooked: bool = False) -> Any:
+        """Run a block, the so-many-th of its class; without its hooks, where they run already."""
         self._asked += 1
         merges = self.kind != PLAIN and number >= self.recipe.config.skip_blocks
-        key = type(block), merges
+        key = type(block), merges, hooked
         if key not in self._of_class:
             # Which blocks are the first is known here alone.
             config = changed(self._config, skip_blocks=0) if merges and self._config else None
-            function, self._of_class[key] = self._compile(MERGED if merges else PLAIN, config)
+            kind, calls = MERGED if merges else PLAIN, _forward if hooked else call_with_hooks
+            function, self._of_class[key] = self._compile(kind, config, calls)
             self._functions.append(function)
         args, kwargs = self._arguments.for_dynamo(call, merges)
         return self._of_class[key](block, *args, **kwargs)
@@ -162,7 +166,21 @@ class _BlockCall:
         assert block is not None
         if running is None or torch.compiler.is_compiling():
             return block._call_impl(*args, **kwargs)
+        if put_inside(block, self._inside):
+            return block._call_impl(*args, **kwargs)
         return running.run(block, self._number, (args, kwargs))
+
+    def _inside(self) -> Callable[..., Any] | None:
+        """What the block's hooks call."""
+        block, running = self._block(), _variant.get()
+        if block is None or running is None:
+            return None
+        return lambda *args, **kwargs: running.run(block, self._number, (args, kwargs), hooked=True)
+
+
+def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # Paths of modules begin behind the name `self`.
+    return type(self).forward(self, *args, **kwargs)
 
 
 _variant: ContextVar[RegionalVariant | None] = ContextVar("toma_fx variant", default=None)
