@@ -92,6 +92,29 @@ class Arguments:
         return kwargs.get(name, args[place] if place < len(args) else None)
 
 
+def as_contiguous(call: Call) -> Call:
+    """The same call, where strides that mean nothing are those of contiguous tensors.
+
+    An axis of one element may have any, such as a batch of one that was cut out of a longer
+    sequence. Dynamo would compile the code of a block anew for them.
+    """
+    seen: Call = tree_map_only(Tensor, _as_contiguous, call)
+    return seen
+
+
+def _as_contiguous(tensor: Tensor) -> Tensor:
+    if 1 not in tensor.shape or tensor.layout is not torch.strided:
+        return tensor
+    strides = list(tensor.stride())
+    for axis in reversed(range(tensor.dim())):
+        if tensor.shape[axis] == 1:
+            behind = axis + 1 < tensor.dim()
+            strides[axis] = tensor.shape[axis + 1] * strides[axis + 1] if behind else 1
+    if strides == list(tensor.stride()):
+        return tensor
+    return tensor.as_strided(tensor.shape, strides)
+
+
 def tensors(call: Call) -> Sequence[Tensor]:
     """All tensors of a call, however deep."""
     return [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]

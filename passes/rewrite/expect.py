@@ -38,3 +38,8 @@ def check_shape(old: fx.Node, new: fx.Node, layout: Any, length: Callable[[Segme
 
 def restrided(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
+
+
+def viewed(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The same memory: strides differ in axes of one element alone."""
+    return tensor.as_strided(tensor.shape, strides)

@@ -34,7 +34,7 @@ from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Pace
 from toma_fx.passes.plan.hoist import Stage
 from toma_fx.passes.rewrite.clock import Clock
-from toma_fx.passes.rewrite.expect import restrided
+from toma_fx.passes.rewrite.expect import restrided, viewed
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.guard_inputs import GuardInputs
 from toma_fx.passes.rewrite.merged import MergedRegions
@@ -136,8 +136,13 @@ class _Walk:
         return self._full.read(item) if isinstance(item, fx.Node) else item
 
     def _returned(self, item: Any) -> Any:
-        """A result, in the strides of the plain model's: what reads it may take views of it."""
+        """A result, in the strides of the plain model's: what reads it may take views of it.
+
+        Those that mean nothing as well: Dynamo compiles the next block anew where they differ.
+        """
         full = self._operand(item)
-        if not isinstance(item, fx.Node) or strides(full) == strides(item):
+        wanted = item.meta.get("val") if isinstance(item, fx.Node) else None
+        if not isinstance(wanted, torch.Tensor) or full.meta["val"].stride() == wanted.stride():
             return full
-        return self._emit.inline(restrided, full, strides(item), like=item)
+        made = restrided if strides(full) != strides(item) else viewed
+        return self._emit.inline(made, full, wanted.stride(), like=item)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,10 +14,19 @@ import torch
 from torch import nn
 
 import toma_fx
-from tests.diffusers.door import EAGER, compiles, config, fresh, no_recompile, ran
+from tests.apart import Denoiser
+from tests.diffusers.door import (
+    EAGER,
+    compiles,
+    config,
+    fresh,
+    no_recompile,
+    picture,
+    ran,
+)
 from tests.models import flux, sd3, sdxl
 from tests.pipelines import Pipe, flux_pipe, sd3_pipe, sdxl_pipe
-from toma_fx import ConfigError, PipelineError, last_report, reuse_stats
+from toma_fx import ConfigError, LimitWarning, PipelineError, last_report, reuse_stats
 from toma_fx.diffusers import apply, enable, is_applied, remove, status
 from toma_fx.diffusers.regional import blocks_of
 from toma_fx.following import is_followed
@@ -78,6 +89,35 @@ def test_upright_and_lying_pictures_have_windows_of_their_own(pipe: Callable[[],
         assert torch.allclose(apart, whole, atol=1e-4)
 
 
+class Folds(Denoiser):
+    """Small blocks on a folded picture."""
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        hidden = sample.flatten(2).transpose(1, 2)
+        hidden = super().forward(hidden, timestep, torch.zeros(1, 6))
+        return hidden.transpose(1, 2).reshape(sample.shape)
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_twenty_sizes_take_turns(regional: bool) -> None:
+    """Each is merged and compiled once, and meets no limit of Dynamo's."""
+    sizes = [picture(width) for width in range(8, 48, 2)]
+    model = Folds(lists=(2, 0))
+    plain = [model(size, torch.tensor([9.0])) for size in sizes]
+    apply(model, config(scope="region"), regional=regional, **EAGER)
+    found, before = [], compiles()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LimitWarning)
+        for step in range(2):
+            with no_recompile() if step else nullcontext():
+                found.append([model(size, torch.tensor([9.0 - step])) for size in sizes])
+    assert compiles() - before == len(sizes)
+    for one, without in zip(found[0], plain, strict=True):
+        assert not torch.allclose(one, without, atol=1e-3)
+    stats = reuse_stats(model)
+    assert (stats.steps, stats.selections) == (2 * len(sizes), len(sizes))
+
+
 def test_steps_outside_of_merge_steps_run_plain_blocks() -> None:
     one = flux_pipe()
     plain = one.run(steps=4, **SIZE)
@@ -138,10 +178,11 @@ def test_a_model_that_is_followed_stays_followed() -> None:
 
 
 def test_remove_frees_what_was_compiled() -> None:
-    one = flux_pipe()
+    one, before = flux_pipe(), compiles()
     apply(one.pipeline, config(), regional=True, **EAGER)
     one.run(**SIZE)
-    assert compiles() > 0
+    # One for each class: blocks behind each other lay their results out as plain ones do.
+    assert compiles() - before == len({type(block) for block in blocks_of(one.denoiser)}) == 2
     kept = [weakref.ref(owner) for owner in toma_fx.owners.owners_in(one.denoiser)]
     remove(one.pipeline)
     gc.collect()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toma_fx.arguments import Arguments, Call
+from toma_fx.arguments import Arguments, Call, as_contiguous
 from toma_fx.diffusers.denoiser import CompiledCall
 from toma_fx.diffusers.graphs import MERGED, PLAIN, Graph, Kind, Variant, call_with_hooks
 from toma_fx.diffusers.hooks import put_inside, take_out
@@ -144,7 +144,7 @@ class RegionalVariant(Variant):
             kind, calls = MERGED if merges else PLAIN, _forward if hooked else call_with_hooks
             function, self._of_class[key] = self._compile(kind, config, calls)
             self._functions.append(function)
-        args, kwargs = self._arguments.for_dynamo(call, merges)
+        args, kwargs = self._arguments.for_dynamo(as_contiguous(call), merges)
         return self._of_class[key](block, *args, **kwargs)
 
     def free(self) -> None:
