@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 import toma_fx
 from tests.helpers import capture
@@ -43,6 +46,27 @@ def test_a_lifted_graph_computes_the_same_on_what_it_is_handed() -> None:
         assert torch.equal(found, expected)
     for name, buffer in kept_by(graph).items():
         assert torch.equal(buffer, lifted.kept[name])
+
+
+def test_cuda_graphs_find_what_is_kept_where_it_is() -> None:
+    """Inductor records no graph that writes into inputs, but for those known to stay in place."""
+    seen: list[tuple[set[int], set[int], int]] = []
+
+    def look(gm: torch.fx.GraphModule, given: list[Any]) -> Any:
+        facts = torch._guards.TracingContext.get().fw_metadata
+        written = set(facts.mutated_inp_runtime_indices)
+        seen.append((set(facts.static_input_indices), written, len(given)))
+        return make_boxed_func(gm)
+
+    model, given = Tiny(), inputs(9)
+    inner = aot_autograd(fw_compiler=look, inference_compiler=look)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend="toma", options={**OPTIONS, "inner_backend": inner})(*given)
+    ((static, written, count),) = seen
+    assert written
+    assert written <= static
+    assert count - len(static) == len(given)  # what a call brings is copied to where it was
 
 
 def test_the_moment_is_an_input_that_nobody_writes() -> None:
