@@ -6,6 +6,7 @@ looking through all of them is a tenth of the time of the tests.
 
 import gc
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -17,3 +18,11 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays, and need not be looked through again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks, behind the folders' own
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share what they trace and compile: one worker runs them."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
