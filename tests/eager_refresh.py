@@ -119,11 +119,13 @@ class HandStream:
         """What norms and linears of the computed tokens run on."""
         return self.now if self.how.scope == "block" else self.full[:, self.rows]
 
-    def add(self, computed: Tensor, name: str) -> None:
+    def add(self, computed: Tensor, name: str, gate: Tensor | float = 1.0) -> None:
+        """Times the gate of this step: a region remembers what lies before it, a block all."""
         if self.how.scope == "block":
-            self.now = self.now + computed
+            self.now = self.now + gate * computed
         else:
-            self.full = self.full + self.how.recall(f"{self.path}.{name}", computed, self.full)
+            found = self.how.recall(f"{self.path}.{name}", computed, self.full)
+            self.full = self.full + gate * found
 
     def end(self) -> Tensor:
         if self.how.scope == "block":
@@ -203,10 +205,10 @@ def _joint(
     else:
         given["image_rotary_emb"] = _rotary(image_rotary_emb, stream.rows, words)
         attention, context = block.attn(hidden_states=entry[:, stream.rows], **given)
-    stream.add(gate.unsqueeze(1) * attention, "attn")
+    stream.add(attention, "attn", gate.unsqueeze(1))
     context = how.text(f"{path}.text", context)
     entry = block.norm2(stream.seen) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
-    stream.add(gate_mlp.unsqueeze(1) * block.ff(entry), "ff")
+    stream.add(block.ff(entry), "ff", gate_mlp.unsqueeze(1))
     text = text + c_gate.unsqueeze(1) * context
     entry = block.norm2_context(text) * (1 + c_scale[:, None]) + c_shift[:, None]
     return text + c_gate_mlp.unsqueeze(1) * block.ff_context(entry), stream.end()
@@ -236,9 +238,11 @@ def _single(
         rotary = _rotary(image_rotary_emb, stream.rows, words)
         attention = block.attn(hidden_states=merged, image_rotary_emb=rotary)
     mlp = block.act_mlp(block.proj_mlp(merged))
-    out = gate.unsqueeze(1) * block.proj_out(torch.cat((attention, mlp), 2))
-    stream.add(out[:, words:], "proj_out")
-    return text + how.text(f"{path}.text", out[:, :words]), stream.end()
+    out, gate = block.proj_out(torch.cat((attention, mlp), 2)), gate.unsqueeze(1)
+    stream.add(out[:, words:], "proj_out", gate)
+    whole = gate * out[:, :words] if how.scope == "block" else out[:, :words]
+    change = how.text(f"{path}.text", whole)
+    return text + (change if how.scope == "block" else gate * change), stream.end()
 
 
 _FORWARDS: dict[type, Any] = {

@@ -50,23 +50,23 @@ BLOCKS, RUNS = "merged once a block: {} blocks", "merged once a span: 4 spans ov
 COMPUTED = {"keys": "computed", "scope": "block"}
 # Model, batch, what the hand does, options, how often it merges.
 CASES = [
-    # Keys of computed tokens: a memory for a region, a block or a run of blocks is all the same.
+    # Keys of computed tokens: a memory for a region, a block or a run of blocks is all the same,
+    # as long as no gate that the timestep moves lies in it: those are behind a region's memory.
     ("sdxl", 2, {}, {"scope": "region"}, []),
     ("sdxl", 2, {}, {"scope": "block"}, [BLOCKS.format(8)]),
     ("sdxl", 2, {}, {}, [RUNS]),
     ("sdxl", 1, {"keys": "all"}, {"scope": "region"}, []),
     ("sdxl", 1, {"keys": "all"}, {}, [BLOCKS.format(8)]),
     ("sdxl", 1, {"ratio": 0.75, "history": 1}, {}, [RUNS]),
-    # Gates that the timestep moves lie behind a region's memory and inside a block's.
-    ("flux", 1, {"keys": "all", "scope": "region"}, {"keys": "auto", "scope": "region"}, []),
-    ("flux", 2, {"keys": "all", "scope": "block"}, {"keys": "auto"}, [BLOCKS.format(3)]),
+    ("flux", 2, {"keys": "all", "scope": "region"}, {"keys": "auto"}, []),
     (
         "flux",
         1,
-        COMPUTED,
-        {},
-        ["merged once a block: 1 blocks", "merged once a span: 1 spans over 2 blocks"],
+        {"keys": "all", "scope": "block"},
+        {"keys": "auto", "scope": "block"},
+        [BLOCKS.format(3)],
     ),
+    ("flux", 1, {"keys": "computed"}, {}, []),
     ("flux", 1, {**COMPUTED, "ratio": 1 / 3}, {"scope": "block"}, [BLOCKS.format(3)]),
 ]
 
@@ -153,6 +153,6 @@ def test_adapters_and_quantised_linears_remember(change: Callable[[nn.Module], A
     change(model)
     one = Subject(model, flux_inputs(model, 6, 5, text=5), "hidden_states", (6, 5))
     run, calls = one.rewritten(), ALL[:4]
-    assert run.report.remarks == [BLOCKS.format(2)]
+    assert run.report.remarks == []
     found = [run(**one.call(step, picture)) for picture, step in calls]
-    assert worst(found, by_hand(one, one.by_hand(keys="all", scope="block"), calls)) < 1e-4
+    assert worst(found, by_hand(one, one.by_hand(keys="all"), calls)) < 1e-4

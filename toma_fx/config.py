@@ -57,8 +57,9 @@ class TomaConfig:
             larger scope merges less often, runs norms on merged tokens too, and is further from
             the plain picture: inside it tokens see one another as they were where it began. For
             `"refresh"` it costs nothing of the picture: what is predicted and spread is the sum
-            over the scope, and memory is one stream a scope. `"auto"` is `"region"`, and for
-            `"refresh"` the largest run of blocks that is proven.
+            over the scope, and memory is one stream a scope; but for gates that the timestep
+            moves, which a region's memory leaves out and a block's contains. `"auto"` is
+            `"region"`, and for `"refresh"` the largest run of blocks without such a gate.
         span: blocks in a scope of `"span"`. A larger value is faster and costs detail.
         select_every: steps between two selections of destinations, where the graph has a
             timestep. A larger value is cheaper and uses older destinations. The default is the

@@ -7,9 +7,11 @@ carried on by its own trend and corrected by what changed at its computed neighb
     y_j = f(x)_j,  δ_j = y_j − ŷ_j                             computed, j ∈ S
     y_i = ŷ_i + γ · Σ_j w_ij δ_j,  Σ_j w_ij = 1                spread, i ∉ S
 
-`a` and `b` are the last two values, `t` and `u` their times. A new picture begins with ŷ = 0 and
-γ = 1, and what that spreads is stored as everybody's first `a`; α counts once two values were
-computed. Merging spreads values; this spreads the error of a prediction, which is small.
+`y` is what a region computes, before a gate that all tokens share and that the timestep moves: all
+of them go through the gate of the step. `a` and `b` are the last two values, `t` and `u` their
+times. A new picture begins with ŷ = 0 and γ = 1, and what that spreads is stored as everybody's
+first `a`; α counts once two values were computed. Merging spreads values; this spreads the error of
+a prediction, which is small.
 
 A step may rest: then all tokens are predicted, and nothing is kept. A dense one computes them all,
 and all are remembered. What stays of text that sees the picture is computed in both other kinds of

@@ -6,7 +6,8 @@ graph when each class of tokens was computed. Both are buffers that the graph ch
 
 Prediction and spreading are linear, and everything but attention acts on each token alone. So one
 memory of what a block changes gives what one at each of its regions would, and where attention
-sees the computed tokens alone, one for a run of blocks: the largest scope is the cheapest.
+sees the computed tokens alone, one for a run of blocks: the largest scope is the cheapest. Not so
+where a gate changes with the timestep: behind it, memory is of another gate (`find.gates`).
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.merging import add_change, change_of, text_change_of
+from toma_fx.passes.find.gates import gated
 from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.emit import Emitter
-from toma_fx.passes.graph.nodes import facts, shape
+from toma_fx.passes.graph.nodes import facts, map_leaves, shape
 from toma_fx.passes.layouts.layout import AtDestinations, Segment, Step, TokenLayout
 from toma_fx.passes.methods import METHODS, Plan
 from toma_fx.passes.methods.base import MemoryPlan
@@ -146,16 +147,33 @@ class MergedRegions:
 
     def _leave(self, node: fx.Node, index: int, region: Region) -> None:
         """Unmerge, and run the residual addition at full length, in the residual's order."""
-        source, residual = node.args[index], node.args[1 - index]
+        residual = node.args[1 - index]
         ordered = self._full.stays_ordered(residual, node)
-        layout = region.steps[source].layout
+        computed, *gates = added(node, region)
+        layout = region.steps[computed].layout
         assert isinstance(layout, TokenLayout)
         start, _ = picture_of(layout)
-        change = self._plan(region).unmerge(self._merged[id(region)][source], start, ordered, node)
+        merged = self._merged[id(region)][computed]
+        change = self._plan(region).unmerge(merged, start, ordered, node)
+        change = self._gated(change, computed, gates)
         stream = self._full.read(residual, ordered)
         args = (change, stream) if index == 0 else (stream, change)
         new = self._emit.call(node.target, (*args, *node.args[2:]), node.kwargs, like=node)
         self._return(node, new, ordered, "region")
+
+    def _gated(self, change: fx.Node, computed: fx.Node, gates: Iterable[fx.Node]) -> fx.Node:
+        """What is added to a stream, from what was computed at full length."""
+        for gate in gates:
+            known = {computed: change}
+
+            def operand(item: object) -> object:
+                if not isinstance(item, fx.Node):
+                    return item
+                return known[item] if item in known else self._full.read(item)  # noqa: B023
+
+            args, kwargs = map_leaves((gate.args, gate.kwargs), operand)
+            change, computed = self._emit.call(gate.target, args, kwargs, like=gate), gate
+        return change
 
     def _add_change(self, node: fx.Node, region: Region) -> None:
         """Add what a scope has changed to its entry at full length, in the entry's order."""
@@ -180,6 +198,16 @@ class MergedRegions:
     def _plan(self, region: Region) -> Plan:
         assert region.group is not None
         return self._plans[region.group.index]
+
+
+def added(exit: fx.Node, region: Region) -> tuple[fx.Node, ...]:
+    """What is brought to full length at an exit, and the gates that it goes through there.
+
+    A method that remembers holds what lies before them: they change with the timestep.
+    """
+    assert region.group is not None
+    path = gated(region, exit)
+    return path if METHODS[region.group.method].remembers else path[-1:]
 
 
 def leaves(node: fx.Node, region: Region) -> bool:

@@ -18,7 +18,7 @@ from toma_fx.passes.layouts.layout import TokenLayout
 from toma_fx.passes.methods.base import MemoryPlan
 from toma_fx.passes.methods.pace import Computes
 from toma_fx.passes.rewrite.expect import picture_of
-from toma_fx.passes.rewrite.merged import MergedRegions, leaves
+from toma_fx.passes.rewrite.merged import MergedRegions, added, leaves
 
 
 class _PacedRegions(MergedRegions):
@@ -47,7 +47,7 @@ class _PacedRegions(MergedRegions):
     def _start(self, node: fx.Node, region: Region) -> int:
         """Where the picture begins in what is added at an exit, or at the end of a scope."""
         exit = region.steps[node].exit
-        layout = region.layout if exit is None else region.steps[_change(node, exit)].layout
+        layout = region.layout if exit is None else region.steps[added(node, region)[0]].layout
         assert isinstance(layout, TokenLayout)
         return picture_of(layout)[0]
 
@@ -64,7 +64,7 @@ class DenseRegions(_PacedRegions):
             operands = (self._full.read(node), self._full.read(region.entry))
             change = self._emit.call(aten.sub.Tensor, operands)
         else:
-            change = self._full.read(_change(node, exit))
+            change = self._full.read(added(node, region)[0])
         self._memory(region).learn(change, self._start(node, region))
 
     def _text(self, node: fx.Node, region: Region) -> None:
@@ -75,10 +75,12 @@ class RestingRegions(_PacedRegions):
     """Nothing of a region, but what its exits and its text are predicted to be."""
 
     def _end(self, node: fx.Node, region: Region) -> None:
-        change = self._memory(region).predict(node, self._start(node, region))
         stream = region.residual(node)
         assert stream is not None
         exit, target, more = region.steps[node].exit, aten.add.Tensor, ()
+        computed, *gates = (node,) if exit is None else added(node, region)
+        change = self._memory(region).predict(computed, self._start(node, region))
+        change = self._gated(change, computed, gates)
         if exit is not None:
             target, more = node.target, node.args[2:]
         operands = (change, self._full.read(stream))
@@ -95,9 +97,3 @@ REGIONS: dict[Computes, type[MergedRegions]] = {
     Computes.ALL: DenseRegions,
     Computes.NONE: RestingRegions,
 }
-
-
-def _change(node: fx.Node, exit: int) -> fx.Node:
-    change = node.args[exit]
-    assert isinstance(change, fx.Node)
-    return change
