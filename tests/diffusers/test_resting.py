@@ -42,7 +42,8 @@ def by_hand(
     **call: Any,
 ) -> Tensor:
     """A generation whose blocks remember by hand; guidance in turns has a memory for each half."""
-    how = HandRefresh(Share(1, 2), square, KEYS[name], "block")
+    scope = {"sdxl": "block", "flux": "region"}[name]
+    how = HandRefresh(Share(1, 2), square, KEYS[name], scope)
     memories: list[dict[str, Any]] = [{} for _ in range(halves)]
     calls = 0
 
@@ -50,7 +51,7 @@ def by_hand(
         step = calls // halves
         rests = step % rest_every == rest_every - 1
         how.computes = Computes.NONE if rests else Computes.SHARE
-        how.computes = Computes.ALL if step in dense else how.computes
+        how.computes = Computes.ALL if {step, step - call["steps"]} & set(dense) else how.computes
         how.memories = memories[calls % halves]
 
     def after(*_: Any) -> None:
@@ -97,7 +98,7 @@ def named(request: pytest.FixtureRequest, pipes: dict[str, Pipe]) -> Iterator[tu
 FIRST, SECOND = {"prompt": 1, "seed": 1, "steps": 6}, {"prompt": 2, "seed": 2, "steps": 5}
 
 
-@pytest.mark.parametrize("dense", [(), (0,)], ids=["no dense step", "first step dense"])
+@pytest.mark.parametrize("dense", [(), (0, -2)], ids=["no dense step", "two dense steps"])
 def test_pictures_are_those_of_blocks_by_hand(
     named: tuple[str, Pipe], dense: tuple[int, ...]
 ) -> None:
@@ -110,7 +111,7 @@ def test_pictures_are_those_of_blocks_by_hand(
     first = pipe.run(**FIRST)
     assert near(first, wanted[0])
     assert not near(first, plain)
-    assert compiles() == before + 2 + len(dense)
+    assert compiles() == before + 2 + bool(dense)
     counts = {"merged": 3 - len(dense), "resting": 3, "dense": len(dense)}
     assert ran(pipe.pipeline) == {name: count for name, count in counts.items() if count}
     with no_recompile():
@@ -252,11 +253,11 @@ def test_options_without_a_memory_are_refused() -> None:
     for wrong in (1, 0, -2, 2.5, True, "2"):
         with pytest.raises(ConfigError, match="rest_every must be"):
             config(rest_every=wrong)
-    for wrong in ((-1,), 0.5, "0", (True,)):
+    for wrong in ((None,), 0.5, "0", (True,)):
         with pytest.raises(ConfigError, match="dense_steps must be"):
             config(dense_steps=wrong)
     assert config(dense_steps=3).dense_steps == (3,)
-    assert config(dense_steps=[2, 0, 2]).dense_steps == (0, 2)
+    assert config(dense_steps=[2, 0, -1, 2]).dense_steps == (-1, 0, 2)
 
 
 def test_status_says_what_rests(line: Line) -> None:

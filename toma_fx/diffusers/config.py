@@ -27,10 +27,10 @@ class TokenMergingConfig(TomaConfig):
             leaves a quarter of the regions' cost at ratio 0.5. Steps count from 0, and the first
             to rest is `rest_every - 1`; a step for which nothing is remembered does not rest. With
             text that sees the picture, that is remembered too. None never rests.
-        dense_steps: steps, counted from 0, that compute every token, for `method="refresh"`: the
-            plain graph, which remembers as well, so that the step behind it begins with all
-            values known. `(0,)` is nearer to the plain picture; each costs a full step, and all
-            of them one more compile.
+        dense_steps: steps that compute every token, counted from 0, or from -1 at the end, for
+            `method="refresh"`: the plain graph, which remembers as well, so that the step behind
+            it begins with all values known. `(-1,)` is nearer to the plain picture, and
+            `(0, -1)` nearer still; each costs a full step, and all of them one more compile.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -70,10 +70,15 @@ def _fractions(value: object) -> tuple[float, float]:
 def _steps(value: object) -> tuple[int, ...]:
     given = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     steps = tuple(plain_number(number) for number in given)
-    if not all(_is_whole(step, least=0) for step in steps):
-        raise ConfigError(f"dense_steps must be steps, whole numbers from 0 on, not {value!r}")
+    if not all(_is_whole(step) for step in steps):
+        raise ConfigError(
+            "dense_steps must be whole numbers, of steps from 0 on or from -1 at the end, not "
+            f"{value!r}"
+        )
     return tuple(sorted(set(steps)))
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_whole(value: object, least: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least is None or value >= least

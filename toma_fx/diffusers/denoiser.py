@@ -148,9 +148,9 @@ class CompiledCall:
 
     def _pace(self, recipe: Recipe, moment: Moment) -> Kind:
         """A step that should rest computes where another picture was in between."""
-        if moment.step is None:
+        if moment.step is None or moment.steps is None:
             return MERGED
-        if moment.step in recipe.dense_steps:
+        if recipe.is_dense(moment.step, moment.steps):
             return DENSE
         return RESTING if recipe.rests(moment.step) and moment.picture is self._latest else MERGED
 

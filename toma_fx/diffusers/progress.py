@@ -26,16 +26,21 @@ class Moment:
     Attributes:
         begins: whether it is the first of a picture.
         step: of the picture, from 0; None where nobody can tell.
-        share: of the picture's steps, what lies behind the call, in [0, 1); None likewise.
+        steps: of the picture; None likewise.
         pipeline: the one that calls; None where it is not one that is followed.
         picture: an object of its own for each; None where nobody can tell.
     """
 
     begins: bool = False
     step: int | None = None
-    share: float | None = None
+    steps: int | None = None
     pipeline: Any = None
     picture: object = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the picture's steps, what lies behind the call, in [0, 1); None likewise."""
+        return None if self.step is None or self.steps is None else self.step / self.steps
 
 
 class Progress:
@@ -135,7 +140,7 @@ class _Picture:
             self._timestep = _weak(timestep)
         steps = self._steps(schedule, pipeline)
         step = min(max(self._place(schedule, timestep) - self._start, 0), steps - 1)
-        return Moment(begins, step, step / steps, pipeline, self)
+        return Moment(begins, step, steps, pipeline, self)
 
     def _steps(self, schedule: Tensor, pipeline: object) -> int:
         """How many steps run, as far as the schedule or the pipeline tells."""

@@ -28,7 +28,7 @@ class Recipe:
         limit: sizes that one graph may have, and graphs of one size.
         merge_steps: of the pipeline's steps; pipelines may differ in it.
         rest_every: steps from one that rests to the next; None where none does.
-        dense_steps: the steps that compute all tokens and remember them.
+        dense_steps: the steps that compute all tokens and remember them; -1 is the last.
         regional: compiled are the blocks that repeat, each class once, instead of the whole.
     """
 
@@ -60,6 +60,10 @@ class Recipe:
         """The same for a model whose timestep rises within a picture."""
         guard = (*self.config.guard, "rises")
         return replace(self, config=changed(self.config, guard=guard))
+
+    def is_dense(self, step: int, steps: int) -> bool:
+        """Whether one of so many steps should compute all tokens."""
+        return step in self.dense_steps or step - steps in self.dense_steps
 
     def rests(self, step: int) -> bool:
         """Whether a step should compute nothing, if there is something to predict from."""
