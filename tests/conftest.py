@@ -5,9 +5,12 @@ looking through all of them is a tenth of the time of the tests.
 """
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
+
+FOLDER = Path(__file__).parent
 
 torch.set_num_threads(1)
 torch._dynamo.config.run_gc_after_compile = False
@@ -25,4 +28,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share what they trace and compile: one worker runs them."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(FOLDER).as_posix()))

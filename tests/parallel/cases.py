@@ -8,35 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed._functional_collectives as funcol
-import torch.nn.functional as F
-from diffusers import (
-    ContextParallelConfig,
-    FluxTransformer2DModel,
-    QwenImageTransformer2DModel,
-    WanTransformer3DModel,
-)
-from diffusers.models.attention_dispatch import attention_backend
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import toma_fx
 from tests.eager_merge import HandMerge, HandPlan, merged_by_hand
 from tests.eager_refresh import HandRefresh, remembered_by_hand
-from tests.helpers import Attention
+from tests.parallel.models import COLUMNS, MODELS, ROWS, Made, shard
 from tests.parallel.ranks import Results
 from tests.traced import Traced
-from tests.zoo.entries import alive, noise, positions
 from toma_fx import TomaConfig
 from toma_fx.diffusers import apply, remove
 from toma_fx.order import curve_table, order_from_positions
 from toma_fx.share import share_of
 
-HEADS, HEAD, WINDOW, WORDS = 4, 8, 4, 8
-ROWS, COLUMNS, FRAMES = 16, 8, 2
-"""Four ranks have four rows each, and windows of four divide them."""
-TOKENS = ROWS * COLUMNS
+WINDOW = 4
 OPTIONS: dict[str, Any] = {
     "inner_backend": "eager",
     "regions": "all",
@@ -49,106 +35,6 @@ KEYS = {0.5: "all", 0.75: "computed"}
 """Whose keys and values attention sees, where tokens remember."""
 TIMES = (0.9, 0.7, 0.5)
 """Steps of one picture."""
-_SIZES = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
-_AXES = {"axes_dims_rope": (2, 2, 4)}
-
-
-@dataclass
-class Made:
-    """A model and one call of it; `step` is the same call at another time."""
-
-    model: nn.Module
-    given: dict[str, Any]
-
-    def step(self, time: float) -> dict[str, Any]:
-        return {**self.given, "timestep": torch.full_like(self.given["timestep"], time)}
-
-
-def flux(words: int = WORDS) -> Made:
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        **_SIZES,
-        **_AXES,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        joint_attention_dim=12,
-        pooled_projection_dim=8,
-    )
-    return Made(
-        alive(model).eval(),
-        {
-            "hidden_states": noise(1, TOKENS, 4),
-            "encoder_hidden_states": noise(1, words, 12),
-            "pooled_projections": noise(1, 8),
-            "timestep": torch.full((1,), 0.5),
-            "img_ids": positions(ROWS, COLUMNS),
-            "txt_ids": torch.zeros(words, 3),
-            "return_dict": False,
-        },
-    )
-
-
-def qwen() -> Made:
-    torch.manual_seed(0)
-    model = QwenImageTransformer2DModel(
-        **_SIZES,
-        **_AXES,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        joint_attention_dim=12,
-        patch_size=1,
-    )
-    return Made(
-        alive(model).eval(),
-        {
-            "hidden_states": noise(1, TOKENS, 4),
-            "encoder_hidden_states": noise(1, WORDS, 12),
-            "timestep": torch.full((1,), 0.5),
-            "img_shapes": [[(1, ROWS, COLUMNS)]],
-            "return_dict": False,
-        },
-    )
-
-
-def wan() -> Made:
-    """Two videos, whose text every rank has whole."""
-    torch.manual_seed(0)
-    model = WanTransformer3DModel(
-        **_SIZES,
-        in_channels=4,
-        out_channels=4,
-        text_dim=12,
-        freq_dim=8,
-        ffn_dim=32,
-        num_layers=1,
-        rope_max_seq_len=32,
-    )
-    return Made(
-        alive(model).eval(),
-        {
-            "hidden_states": noise(2, 4, FRAMES, 2 * ROWS, 2 * COLUMNS),
-            "encoder_hidden_states": noise(2, WORDS, 12),
-            "timestep": torch.full((2,), 500.0),
-            "return_dict": False,
-        },
-    )
-
-
-MODELS: dict[str, Callable[[], Made]] = {"flux": flux, "qwen": qwen, "wan": wan}
-
-
-def shard(model: Any, ranks: int, **more: Any) -> None:
-    """As diffusers does it, but for Wan's timestep: its hook warns of it, which breaks the graph.
-
-    Without an axis of tokens nothing of it is cut anyway.
-    """
-    plan = dict(model._cp_plan)
-    if "timestep" in plan.get("", {}):
-        del plan[""]
-    config = ContextParallelConfig(ulysses_degree=ranks, **more)
-    model.enable_parallelism(config=config, cp_plan=plan)
 
 
 def sent(run: Callable[[], Any]) -> list[int]:
@@ -205,12 +91,12 @@ class Cases:
 
 
 QUICK = {
-    "flux": Cases(toma=(0.0, *RATIOS), refresh=RATIOS, by_hand=True),
+    "flux": Cases(toma=(0.0, 0.5), refresh=(0.5,), by_hand=True),
     "qwen": Cases(alone=(0.5,)),
     "wan": Cases(alone=(0.5,), toma=(0.0,), door=(0.5,)),
 }
 LONG = {
-    "flux": QUICK["flux"],
+    "flux": Cases(toma=(0.0, *RATIOS), refresh=RATIOS, by_hand=True),
     "qwen": Cases(alone=(0.75,), toma=(0.0, 0.75)),
     "wan": Cases(alone=(0.75,), toma=(0.0, 0.75)),
 }
@@ -263,74 +149,6 @@ def _sharded(made: Made, ranks: int, cases: Cases) -> Results:
         found["refresh", ratio] = [run(**made.step(time))[0] for time in TIMES]
         found["sent by refresh", ratio] = sent(lambda: run(**made.step(0.1)))  # noqa: B023
     return found
-
-
-class Uneven(Attention):
-    """Attention over the tokens of all ranks, of which each has another number."""
-
-    def __init__(self, counts: list[int]) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        hidden = self.norm(x)
-        layers = (self.query, self.key, self.value)
-        return x + self.out(self.attended(*(self.of_all(layer(hidden)) for layer in layers)))
-
-    def of_all(self, x: Tensor) -> Tensor:
-        """`[1, N, C]` to `[1, H / ranks, tokens of all ranks, D]`."""
-        ranks, own, half = len(self.counts), x.shape[1], x.shape[2] // len(self.counts)
-        parts = x.unflatten(-1, (ranks, half)).permute(2, 0, 1, 3).contiguous().flatten()
-        received = [count * half for count in self.counts]
-        given = funcol.all_to_all_single(parts, received, [own * half] * ranks, dist.group.WORLD)
-        return funcol.wait_tensor(given).reshape(1, 1, -1, half)
-
-    def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        half = query.shape[-1]
-        whole = F.scaled_dot_product_attention(query, key, value).flatten()
-        sizes = [count * half for count in self.counts]
-        own = self.counts[dist.get_rank()]
-        given = funcol.all_to_all_single(whole, [own * half] * 2, sizes, dist.group.WORLD)
-        return funcol.wait_tensor(given).reshape(2, own, half).transpose(0, 1).reshape(1, own, -1)
-
-
-def refused(rank: int, ranks: int) -> Results:
-    """What diffusers cannot cut evenly, or not on a CPU, and a model of its own one level lower."""
-    found: Results = {}
-    made = flux(words=WORDS - 1)
-    shard(made.model, ranks)
-    found["plain"] = _error(lambda: made.model(**made.given))
-    found["merged"] = _error(lambda: merged(made.model)(**made.given))
-    made = flux(words=WORDS - 1)
-    shard(made.model, ranks, ulysses_anything=True)
-    torch._dynamo.reset()
-    found["cut anyhow"] = _error(lambda: made.model(**made.given))
-    compiled = torch.compile(made.model, backend="eager")
-    found["cut anyhow and compiled"] = _error(lambda: compiled(**made.given))
-    made = flux()
-    made.model.enable_parallelism(config=ContextParallelConfig(ring_degree=ranks))
-    found["ring"] = _error(lambda: made.model(**made.given))
-    with attention_backend("_native_flash"):
-        found["ring by flash"] = _error(lambda: made.model(**made.given))
-    counts = [48, 16]
-    model = Uneven(counts).eval()
-    x = torch.randn(1, counts[rank], 16, generator=torch.Generator().manual_seed(rank))
-    found["lower"] = merged(model)(x), model(x)
-    found["reasons"] = toma_fx.last_report().notes
-    return found
-
-
-def _error(run: Callable[[], Any]) -> str:
-    try:
-        run()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def merged(model: nn.Module) -> Callable[..., Any]:
-    torch._dynamo.reset()
-    return torch.compile(model, backend="toma", fullgraph=True, options=OPTIONS)
 
 
 def _kinds() -> list[tuple[str, str, int, int]]:
