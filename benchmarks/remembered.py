@@ -19,7 +19,7 @@ import toma_fx
 from toma_fx.cli.inputs import inputs_for
 from toma_fx.cli.presets import build, find_preset
 
-_SCOPES = {"region": "region", "block": "block", "auto": "largest that is proven"}
+_SCOPES = {"region": "region", "block": "block", "auto": "the default"}
 _MARKS = ("<!-- remembered -->", "<!-- /remembered -->")
 
 
