@@ -78,6 +78,16 @@ def _row(report: toma_fx.Report, config: TomaConfig) -> dict[str, Any]:
     }
 
 
+def replaced(rows: list[dict[str, Any]], anew: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in their order, those that were predicted again in place of the old ones."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["model"], row["side"], row["contestant"], row["ratio"]
+
+    merged = {key(row): row for row in rows} | {key(row): row for row in anew}
+    return list(merged.values())
+
+
 def assumptions(profile: DeviceProfile) -> list[str]:
     """What the numbers rest on."""
     rates = profile.half
@@ -118,12 +128,17 @@ def main() -> None:
     plain = ["toma", "toma, scope block", *(n for n in merging if n in METHODS[1:])]
     parser.add_argument("--contestants", nargs="+", choices=merging, default=plain)
     parser.add_argument("--out", type=Path, help="path without suffix")
+    parser.add_argument("--again", action="store_true", help="keep the other rows that are there")
     given = parser.parse_args()
+    if given.again and not given.out:
+        parser.error("--again needs --out: the file whose other rows it keeps")
     wanted = list(configs(given.contestants, given.ratios, given.device))
     found = {**describe(), "assumptions": assumptions(PROFILES[given.device]), "rows": []}
+    if given.again:
+        found["rows"] = json.loads(given.out.with_suffix(".json").read_text())["rows"]
     for model in given.models:
         for side in given.sides:
-            found["rows"] += predict(model, side, wanted)
+            found["rows"] = replaced(found["rows"], predict(model, side, wanted))
             if given.out:
                 given.out.parent.mkdir(parents=True, exist_ok=True)
                 given.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")

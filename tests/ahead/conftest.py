@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import toma_fx
-from tests.ahead.small import CONFIG, QUICK, Small, small_call
+from tests.ahead.small import CONFIG, Small, small_call
 from tests.models import flux, flux_inputs, sdxl, sdxl_inputs
 
 
@@ -29,7 +29,7 @@ def build(
 ) -> Built:
     path = factory.getbasetemp() / f"{name}.pt2"
     also = [((), call) for call in calls[1:]]
-    options = {"path": path, "config": CONFIG, "compile_options": QUICK, "also": also}
+    options = {"path": path, "config": CONFIG, "also": also}
     toma_fx.export(model, (), calls[0], **options)
     return Built(model, calls[0], path)
 

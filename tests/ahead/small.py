@@ -19,8 +19,6 @@ FIELDS: dict[str, Any] = {
     "weigh_every": 2,
 }
 CONFIG = TomaConfig(**FIELDS)
-QUICK: dict[str, Any] = {"aot_inductor.debug_compile": True}
-"""Compiled without optimizing: compiling is most of what these tests take."""
 
 
 class Small(nn.Module):

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 import toma_fx
 from tests.ahead.conftest import Built
-from tests.ahead.small import CONFIG, QUICK, Small, small_call
+from tests.ahead.small import CONFIG, Small, small_call
 from toma_fx import CallError, ConfigError, ExportError, MismatchError, PackageError
 from toma_fx.ahead import package as package_file
 
@@ -115,7 +115,7 @@ def test_nothing_to_merge_is_the_plain_model_and_may_be_dynamic(tmp_path: Path) 
     shapes = {"sample": {0: items}, "timestep": {0: items}}
     call = torch.randn(2, 4), torch.ones(2)
     with pytest.warns(UserWarning, match="merged nothing"):
-        toma_fx.export(Scaled(), call, path=path, dynamic_shapes=shapes, compile_options=QUICK)
+        toma_fx.export(Scaled(), call, path=path, dynamic_shapes=shapes)
     package = toma_fx.load(path)
     call = torch.randn(5, 4), torch.arange(5.0)
     torch.testing.assert_close(package(*call), Scaled()(*call))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import toma_fx
-from tests.ahead.small import QUICK, Small, small_call
+from tests.ahead.small import Small, small_call
 from tests.remembering import (
     OPTIONS,
     STEPS,
@@ -24,7 +24,7 @@ from toma_fx import TomaConfig
 
 ALL = list(pictures())
 CONFIG = TomaConfig(**OPTIONS)
-HANDS: dict[str, dict[str, Any]] = {"sdxl": {}, "flux": {"keys": "all", "scope": "block"}}
+HANDS: dict[str, dict[str, Any]] = {"sdxl": {}, "flux": {"keys": "all"}}
 
 
 def subject(name: str) -> Subject:
@@ -55,7 +55,7 @@ def test_compiled_and_exported_graphs_remember_as_the_hand_does(name: str) -> No
 
 def test_a_package_keeps_its_memory_and_forgets_on_request(tmp_path: Path) -> None:
     model, path = Small(), tmp_path / "small.pt2"
-    toma_fx.export(model, (), small_call(), path=path, config=CONFIG, compile_options=QUICK)
+    toma_fx.export(model, (), small_call(), path=path, config=CONFIG)
     package = toma_fx.load(path)
     torch._dynamo.reset()
     options = {**OPTIONS, "inner_backend": "eager"}
