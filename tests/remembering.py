@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from tests.eager_refresh import HandRefresh, remembered_by_hand
 from tests.helpers import capture
 from tests.models import flux, flux_inputs, sdxl, sdxl_inputs
+from tests.traced import Normal
 from toma_fx import Report, TomaConfig
 from toma_fx.passes import run_passes
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
@@ -57,6 +58,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.graph, self.given = capture(self.model, **self.inputs)
+        self.normal = Normal()
 
     def cells(self, tokens: int) -> tuple[tuple[int, ...], ...]:
         height, width = self.grid
@@ -77,7 +79,8 @@ class Subject:
 
     def rewritten(self, pace: Pace = USUAL, **options: Any) -> Rewritten:
         config = TomaConfig(**{**OPTIONS, **options})
-        result = run_passes(self.graph, self.given, config, pace)
+        with self.normal.kept():
+            result = run_passes(self.graph, self.given, config, pace)
         return Rewritten(self, result.graph_module, result.report)
 
     def paced(self, **options: Any) -> dict[Computes, Rewritten]:

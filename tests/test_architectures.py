@@ -18,6 +18,7 @@ from tests.models import (
     sdxl,
     sdxl_inputs,
 )
+from tests.remembering import small_sdxl as one_level_sdxl
 from tests.traced import Traced
 from toma_fx import last_report
 from toma_fx.order import curve_table, order_from_positions, tile_order
@@ -147,16 +148,18 @@ def test_ratio_zero_is_the_plain_model(small_sdxl: Any) -> None:
 
 
 @torch.no_grad()
-def test_inductor_equals_the_reference(small_sdxl: Any, small_flux: Any) -> None:
+def test_inductor_equals_the_reference() -> None:
     """Generated kernels, both architectures, once: the other tests use cheaper compilers."""
-    inputs = sdxl_inputs(small_sdxl, 32, 48)
-    with merged_by_hand(small_sdxl, HandMerge(0.5, "run", lambda n: tile_order((16, 24), 8))):
-        expected = small_sdxl(**inputs)[0]
-    assert relative(compiled(small_sdxl, inner="inductor")(**inputs)[0], expected) < 1e-4
-    inputs = flux_inputs(small_flux, 16, 24)
-    with merged_by_hand(small_flux, HandMerge(0.5, "run", flux_sequence)):
-        expected = small_flux(**inputs)[0]
-    assert relative(compiled(small_flux, inner="inductor")(**inputs)[0], expected) < 1e-4
+    unet: Any = one_level_sdxl(transformer_layers_per_block=1, mid_block_type=None)
+    inputs = sdxl_inputs(unet, 16, 24)
+    with merged_by_hand(unet, HandMerge(0.5, "run", lambda n: tile_order((16, 24), 8))):
+        expected = unet(**inputs)[0]
+    assert relative(compiled(unet, inner="inductor")(**inputs)[0], expected) < 1e-4
+    transformer = flux(num_layers=1, num_single_layers=1)
+    inputs = flux_inputs(transformer, 16, 24)
+    with merged_by_hand(transformer, HandMerge(0.5, "run", flux_sequence)):
+        expected = transformer(**inputs)[0]
+    assert relative(compiled(transformer, inner="inductor")(**inputs)[0], expected) < 1e-4
 
 
 @torch.no_grad()
@@ -164,7 +167,7 @@ def test_shapes_in_turn_compile_once_each(small_sdxl: Any) -> None:
     """Odd grids and batches in one process: no crash, no NaN, one compile a shape."""
     run = compiled(small_sdxl, min_tokens=1)
     torch._dynamo.utils.counters.clear()
-    shapes = [(24, 40, 1), (52, 76, 2), (13, 19, 1), (13, 19, 2)]
+    shapes = [(24, 40, 1), (26, 38, 2), (13, 19, 1), (13, 19, 2)]
     for _ in range(2):
         for height, width, batch in shapes:
             inputs = sdxl_inputs(small_sdxl, 2 * height, 2 * width, batch)
