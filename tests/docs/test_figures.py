@@ -76,7 +76,7 @@ def test_the_table_of_pictures() -> None:
         assert figures == [*quality("emoji-sdxl", row), *quality("emoji-flux", row)], row
 
 
-@pytest.mark.parametrize("steps", [12, 4])
+@pytest.mark.parametrize("steps", [28, 12, 4])
 def test_the_tables_of_memory(steps: int) -> None:
     (_, *rows) = next(t for t in tables(DOCS / "pictures.md") if t[0][0] == f"{steps} steps")
     for name, *figures in rows:
