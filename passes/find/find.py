@@ -16,6 +16,7 @@ from torch import fx
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.find.anchors import Entry, find_entries
+from toma_fx.passes.find.gates import read_gates
 from toma_fx.passes.find.geometry import read_geometry
 from toma_fx.passes.find.keys import key_and_value_nodes, key_and_value_readers
 from toma_fx.passes.find.method import WHOLE, Method
@@ -143,6 +144,7 @@ def _follow(
     if method.returns and not exits.nodes():
         raise CannotRewrite("the result never returns to the residual stream", region.entry)
     region.block_path, region.block_class = common_module(exits.nodes() or list(region.anchors))
+    read_gates(region, analysis)
     read_geometry(region, analysis.streams)
     _one_device(region)
 

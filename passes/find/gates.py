@@ -18,7 +18,21 @@ from toma_fx.passes.layouts.rules.pointwise import PRODUCTS
 _CASTS = (aten.to.dtype, aten._to_copy.default)
 
 
-def gated(region: Region, exit: fx.Node) -> tuple[fx.Node, ...]:
+def read_gates(region: Region, analysis: Analysis) -> None:
+    """Tell a region what lies before its exits, and whether the timestep moves a gate there."""
+    region.added = {
+        exit: _added(region, exit) for exit in region.exits if region.steps[exit].exit is not None
+    }
+    products = (node for path in region.added.values() for node in path[1:])
+    region.gate_moves = any(
+        not analysis.inputs.constant(other)
+        for product in products
+        for other in product.all_input_nodes
+        if _layout(region, other) is None
+    )
+
+
+def _added(region: Region, exit: fx.Node) -> tuple[fx.Node, ...]:
     """What leads to the addition at an exit: what is computed of tokens, then gate by gate.
 
     The last one is the exit's operand. Without a gate it is the only one. What gates are computed
@@ -35,17 +49,6 @@ def gated(region: Region, exit: fx.Node) -> tuple[fx.Node, ...]:
             ungated = len(found) - 1
         node = inner
     return tuple(reversed(found[: ungated + 1]))
-
-
-def has_moving_gate(region: Region, analysis: Analysis) -> bool:
-    """Whether a gate of some exit depends on an input of the call, the timestep above all."""
-    products = (node for exit in region.exits for node in gated(region, exit)[1:])
-    return any(
-        not analysis.inputs.constant(other)
-        for product in products
-        for other in product.all_input_nodes
-        if _layout(region, other) is None
-    )
 
 
 def _behind(region: Region, node: fx.Node) -> fx.Node | None:

@@ -85,6 +85,10 @@ class Region:
     pictures: tuple[Piece, ...] = ()
     # Coordinates of the tokens, if a position table of the region comes from some.
     positions: Positions | None = None
+    # For each exit what is computed of its tokens, then the gates that all tokens share, up to what
+    # is added; and whether one of those gates depends on an input of the call.
+    added: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    gate_moves: bool = False
     # How deep its block lies among the merged ones: 0 is the first, towards 1 the last.
     depth: float = 0.0
     # Path and class of the block around the exits.

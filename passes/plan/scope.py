@@ -26,7 +26,6 @@ from collections.abc import Iterable
 
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.find.gates import has_moving_gate
 from toma_fx.passes.find.region import Region
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.methods import METHODS
@@ -56,7 +55,7 @@ class Scopes:
     def widen(self, members: list[Region]) -> list[Region]:
         """Scopes over the regions of one plan, and the regions that stay on their own."""
         # One memory of a block would hold its gates as they were: each region has its own instead.
-        if self._widest and any(has_moving_gate(region, self._analysis) for region in members):
+        if self._widest and any(region.gate_moves for region in members):
             return members
         # Keys of all tokens need the whole stream where each block begins.
         most = min(self._blocks, 1) if self._widest and _sees_all(members) else self._blocks

@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from toma_fx.config import TomaConfig
 from toma_fx.errors import CannotRewrite
 from toma_fx.merging import add_change, change_of, text_change_of
-from toma_fx.passes.find.gates import gated
 from toma_fx.passes.find.region import Group, Region
 from toma_fx.passes.graph.emit import Emitter
 from toma_fx.passes.graph.nodes import facts, map_leaves, shape
@@ -206,7 +205,7 @@ def added(exit: fx.Node, region: Region) -> tuple[fx.Node, ...]:
     A method that remembers holds what lies before them: they change with the timestep.
     """
     assert region.group is not None
-    path = gated(region, exit)
+    path = region.added[exit]
     return path if METHODS[region.group.method].remembers else path[-1:]
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tests.helpers import CHANNELS, capture
 from toma_fx.passes.find.find import find
-from toma_fx.passes.find.gates import gated, has_moving_gate
 from toma_fx.passes.find.region import Region
 from toma_fx.passes.graph.nodes import aten
 from toma_fx.passes.layouts.analysis import Analysis
@@ -40,12 +39,11 @@ class Gated(nn.Module):
         return self.gate(time).unsqueeze(1)
 
 
-def found(added: Added) -> tuple[Region, Analysis]:
+def found(added: Added) -> Region:
     gm, inputs = capture(Gated(added).eval(), torch.randn(2, 64, CHANNELS), torch.rand(2, CHANNELS))
-    analysis = Analysis(normalize(gm, inputs))
-    (region,) = find(analysis, None)
+    (region,) = find(Analysis(normalize(gm, inputs)), None)
     assert region.status == "merged"
-    return region, analysis
+    return region
 
 
 CASES: dict[str, tuple[Added, list[Any], bool]] = {
@@ -70,12 +68,12 @@ CASES: dict[str, tuple[Added, list[Any], bool]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_computed_and_the_gates_behind_it(name: str) -> None:
     added, expected, moves = CASES[name]
-    region, analysis = found(added)
+    region = found(added)
     (exit,) = region.exits
-    computed, *gates = gated(region, exit)
+    computed, *gates = region.added[exit]
     place = region.steps[exit].exit
     assert place is not None
     assert [gate.target for gate in gates] == expected
     assert [computed, *gates][-1] is exit.args[place]
     assert all(before in gate.args for before, gate in zip([computed, *gates], gates, strict=False))
-    assert has_moving_gate(region, analysis) == moves
+    assert region.gate_moves == moves
