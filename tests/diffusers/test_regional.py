@@ -24,7 +24,7 @@ from tests.diffusers.door import (
     picture,
     ran,
 )
-from tests.models import flux, sd3, sdxl
+from tests.models import flux, flux_inputs, sd3, sdxl
 from tests.pipelines import Pipe, flux_pipe, sd3_pipe, sdxl_pipe
 from toma_fx import ConfigError, LimitWarning, PipelineError, last_report, reuse_stats
 from toma_fx.diffusers import apply, enable, is_applied, remove, status
@@ -96,6 +96,24 @@ class Folds(Denoiser):
         hidden = sample.flatten(2).transpose(1, 2)
         hidden = super().forward(hidden, timestep, torch.zeros(1, 6))
         return hidden.transpose(1, 2).reshape(sample.shape)
+
+
+def test_static_sizes_by_hand_count_two_graphs_of_a_block() -> None:
+    """The first single block of Flux sees a tensor of its own, the others a part of a longer one.
+
+    Joint blocks have one graph a size: the view that the first one sees is no guard.
+    """
+    model, widths = flux(), (8, 10, 12)
+    toma_fx.follow(model)
+    options = {"inner_backend": "eager", "min_tokens": 16, "regions": "all"}
+    model.compile_repeated_blocks(backend="toma", options=options, dynamic=False)
+    before = compiles()
+    limit = torch._dynamo.config.patch(recompile_limit=2 * len(widths))
+    with warnings.catch_warnings(), torch.no_grad(), limit:
+        warnings.simplefilter("error", LimitWarning)
+        for width in (*widths, *widths):
+            model(**flux_inputs(model, 8, width, text=16))
+    assert compiles() - before == 3 * len(widths)
 
 
 @pytest.mark.parametrize("regional", [False, True])
