@@ -103,8 +103,11 @@ def _cut_out(region: Region) -> tuple[fx.GraphModule, Region, list[fx.Node]]:
 
     steps = {copies[node]: step(old) for node, old in region.steps.items()}
     seeds = tuple(copies[seed] for seed in region.seeds)
-    entry = copies[region.entry]
-    twin = dataclasses.replace(region, entry=entry, seeds=seeds, steps=steps, scope=None)
+    added = {
+        copies[exit]: tuple(copies[node] for node in path) for exit, path in region.added.items()
+    }
+    moves = {"entry": copies[region.entry], "seeds": seeds, "steps": steps, "added": added}
+    twin = dataclasses.replace(region, **moves, scope=None)
     return gm, twin, sources
 
 
