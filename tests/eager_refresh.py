@@ -36,7 +36,7 @@ class HandRefresh:
         share: of the tokens that a step computes.
         cells: token count to coordinates.
         keys: "computed", or "all": queries alone are computed in part.
-        scope: "region" or "block".
+        scope: "region", "block", or "span", all blocks of a list.
         settings: of every `Memory`.
     """
 
@@ -47,6 +47,8 @@ class HandRefresh:
     settings: dict[str, Any] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
     rotations: dict[int, Rotation] = field(default_factory=dict)
+    streams: dict[str, HandStream] = field(default_factory=dict)
+    ends: set[str] = field(default_factory=set)
     computes: Computes = Computes.SHARE
     step: int = 0
     turn: int = 0
@@ -109,6 +111,16 @@ class HandStream:
     computed ones go on, and the others are recalled where it ends.
     """
 
+    @classmethod
+    def into(cls, how: HandRefresh, path: str, hidden: Tensor) -> HandStream:
+        """A block's stream, which in a span is that of the block before it."""
+        blocks, _, number = path.rpartition(".")
+        if how.scope != "span":
+            return cls(how, path, hidden)
+        if number == "0":
+            how.streams[blocks] = cls(how, blocks, hidden)
+        return how.streams[blocks]
+
     def __init__(self, how: HandRefresh, path: str, hidden: Tensor) -> None:
         self.how, self.path, self.full = how, path, hidden
         self.rows = how.rows(hidden)
@@ -117,20 +129,21 @@ class HandStream:
     @property
     def seen(self) -> Tensor:
         """What norms and linears of the computed tokens run on."""
-        return self.now if self.how.scope == "block" else self.full[:, self.rows]
+        return self.full[:, self.rows] if self.how.scope == "region" else self.now
 
     def add(self, computed: Tensor, name: str, gate: Tensor | float = 1.0) -> None:
         """Times the gate of this step: a region remembers what lies before it, a block all."""
-        if self.how.scope == "block":
-            self.now = self.now + gate * computed
-        else:
+        if self.how.scope == "region":
             found = self.how.recall(f"{self.path}.{name}", computed, self.full)
             self.full = self.full + gate * found
+        else:
+            self.now = self.now + gate * computed
 
-    def end(self) -> Tensor:
-        if self.how.scope == "block":
-            return self.full + self.how.recall(self.path, self.now - self.before, self.full)
-        return self.full
+    def end(self, last: bool = True) -> Tensor:
+        """At full length; of a span, where its last block ends."""
+        if self.how.scope == "region" or not last:
+            return self.full
+        return self.full + self.how.recall(self.path, self.now - self.before, self.full)
 
 
 @contextmanager
@@ -162,7 +175,7 @@ def _basic(
     encoder_hidden_states: Tensor,
     **_: Any,
 ) -> Tensor:
-    stream = HandStream(how, path, hidden)
+    stream = HandStream.into(how, path, hidden)
     if how.keys == "all":
         query = block.attn1.to_q(block.norm1(stream.seen))
         entry = block.norm1(stream.full)
@@ -175,7 +188,7 @@ def _basic(
     text = encoder_hidden_states
     stream.add(block.attn2(block.norm2(stream.seen), encoder_hidden_states=text), "attn2")
     stream.add(block.ff(block.norm3(stream.seen)), "ff")
-    return stream.end()
+    return stream.end(how.scope != "span" or path in how.ends)
 
 
 def _rotary(rotary: tuple[Tensor, Tensor], rows: Tensor, text: int) -> tuple[Tensor, ...]:
@@ -252,11 +265,18 @@ _FORWARDS: dict[type, Any] = {
 }
 
 
+def _next(path: str) -> str:
+    """The module behind one of a list."""
+    blocks, _, number = path.rpartition(".")
+    return f"{blocks}.{int(number) + 1}" if number.isdigit() else ""
+
+
 @contextmanager
 def remembered_by_hand(model: nn.Module, how: HandRefresh) -> Iterator[Callable[..., Any]]:
     """A call of the model with every known block remembering by hand; restored on leaving."""
-    patched = []
-    for path, module in model.named_modules():
+    patched, modules = [], dict(model.named_modules())
+    how.ends = {path for path in modules if _next(path) not in modules}
+    for path, module in modules.items():
         forward = _FORWARDS.get(type(module))
         if forward is not None:
             module.forward = partial(forward, module, how, path)  # type: ignore[method-assign]

@@ -28,10 +28,12 @@ class Graph:
         self.times = torch.full((recall.times_size(share),), float("nan"))
         self.last: Tensor = torch.full((2, len(self.cells), 3), float("nan"), dtype=torch.float64)
         self.before: Tensor | None = self.last.clone() if self.history == 2 else None
+        fitted = self.history == 2 and "extrapolate" not in more
+        self.trend: Tensor | None = torch.full((2,), float("nan")) if fitted else None
 
     def call(self, everything: Tensor, fresh: bool, number: int | None = None) -> Tensor:
         anew = torch.tensor(fresh)
-        how = self.share, self.more.get("extrapolate", 0.5), None
+        how = self.share, self.more.get("extrapolate", 1.0), None
         told = None if number is None else torch.tensor(number)
         self.times, first, due, carried = recall.advance(self.times, anew, *how, told)
         around = rotation.stencil(self.share, self.cells.shape[1])
@@ -39,9 +41,9 @@ class Graph:
         by_token = recall.by_token(classes, weights, due, carried, anew, self.gain)
         weights, carried, stored = by_token
         arguments = (rows, near, weights, carried, stored, anew)
-        found = recall.recall(everything[:, rows], self.last, self.before, *arguments)
-        result, self.last, *before = found
-        self.before = before[0] if before else None
+        memory = (self.last, self.before, self.trend)
+        result, self.last, *more = recall.recall(everything[:, rows], *memory, *arguments)
+        self.before, self.trend = (*more, None, None)[:2]
         return result
 
 
@@ -84,6 +86,8 @@ class Model(RuleBasedStateMachine):
         self.graph.last = torch.full_like(self.graph.last, float("nan"))
         if self.graph.before is not None:
             self.graph.before = torch.full_like(self.graph.before, float("inf"))
+        if self.graph.trend is not None:
+            self.graph.trend = torch.full_like(self.graph.trend, float("nan"))
         self.begin()
 
 
@@ -116,6 +120,30 @@ def test_what_changes_evenly_is_followed_to_the_end(share: Share) -> None:
         found = graph.call(tokens, fresh=step == 0)
         if step >= 2 * share.classes:
             torch.testing.assert_close(found, tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_a_trend_that_holds_is_fitted() -> None:
+    """Each item has its own: one follows a straight line, and one goes to and fro."""
+    graph = Graph((4, 4), Share(1, 2), 0.5, {})
+    start, slope = torch.randn(2, 2, 16, 3, dtype=torch.float64)
+    trends = []
+    for step in range(8):
+        moved = torch.tensor([step, step // 2 % 2], dtype=torch.float64).view(2, 1, 1)
+        graph.call(start + moved * slope, fresh=step == 0)
+        assert graph.trend is not None
+        trends.append(graph.trend.tolist())
+    assert trends[:3] == [[0.5, 0.5]] * 3
+    assert trends[-1] == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_a_trend_that_turns_is_fitted_within_bounds() -> None:
+    """What grows ever faster is followed by one and a half of its trend at most."""
+    graph = Graph((4, 4), Share(1, 2), 0.5, {})
+    start = torch.randn(2, 16, 3, dtype=torch.float64)
+    for step in range(8):
+        graph.call(start * 3**step, fresh=step == 0)
+    assert graph.trend is not None
+    assert graph.trend.tolist() == [1.5, 1.5]
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -46,17 +46,24 @@ def wanted(name: str, batch: int, settings: tuple[tuple[str, Any], ...]) -> list
     return by_hand(one, one.by_hand(**dict(settings)), ALL)
 
 
+GIVEN, LINEAR = {"trend": 0.5}, {"extrapolate": 0.5}
 BLOCKS, RUNS = "merged once a block: {} blocks", "merged once a span: 4 spans over 8 blocks"
 COMPUTED = {"keys": "computed", "scope": "block"}
 # Model, batch, what the hand does, options, how often it merges.
 CASES = [
-    # Keys of computed tokens: a memory for a region, a block or a run of blocks is all the same,
-    # as long as no gate that the timestep moves lies in it: those are behind a region's memory.
+    # Keys of computed tokens and a given trend: a memory for a region, a block or a run of blocks is
+    # all the same, as long as no gate that the timestep moves lies in it: those are behind a
+    # region's memory.
+    ("sdxl", 2, GIVEN, {"scope": "region", **LINEAR}, []),
+    ("sdxl", 2, GIVEN, {"scope": "block", **LINEAR}, [BLOCKS.format(8)]),
+    ("sdxl", 2, GIVEN, LINEAR, [RUNS]),
+    ("sdxl", 1, {"keys": "all", **GIVEN}, {"scope": "region", **LINEAR}, []),
+    ("sdxl", 1, {"keys": "all", **GIVEN}, LINEAR, [BLOCKS.format(8)]),
+    # A trend that is fitted is that of what a memory holds.
     ("sdxl", 2, {}, {"scope": "region"}, []),
-    ("sdxl", 2, {}, {"scope": "block"}, [BLOCKS.format(8)]),
-    ("sdxl", 2, {}, {}, [RUNS]),
-    ("sdxl", 1, {"keys": "all"}, {"scope": "region"}, []),
-    ("sdxl", 1, {"keys": "all"}, {}, [BLOCKS.format(8)]),
+    ("sdxl", 2, {"scope": "block"}, {"scope": "block"}, [BLOCKS.format(8)]),
+    ("sdxl", 2, {"scope": "span"}, {}, [RUNS]),
+    ("sdxl", 1, {"keys": "all", "scope": "block"}, {}, [BLOCKS.format(8)]),
     ("sdxl", 1, {"ratio": 0.75, "history": 1}, {}, [RUNS]),
     ("flux", 2, {"keys": "all", "scope": "region"}, {"keys": "auto"}, []),
     (
@@ -93,7 +100,7 @@ def test_sequential_guidance_remembers_each_half() -> None:
     one = subject("sdxl", 1)
     run = one.rewritten()
     prompts = [torch.randn_like(one.inputs["encoder_hidden_states"]) for _ in range(2)]
-    hands = [one.by_hand(), one.by_hand()]
+    hands = [one.by_hand(scope="span"), one.by_hand(scope="span")]
     for picture, step in ALL:
         for prompt, how in zip(prompts, hands, strict=True):
             call = one.call(step, picture, encoder_hidden_states=prompt)

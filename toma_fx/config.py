@@ -19,6 +19,7 @@ KINDS = ("self_attention", "cross_attention", "joint_attention", "parallel", "fe
 ORDERS = ("tile", "stripe", "hilbert", "global")
 SHARES = ("run", "block", "region")
 SCOPES = ("auto", "region", "block", "span")
+FIT = "fit"
 KEYS = ("auto", "computed", "all")
 UNMERGES = ("transpose", "pinv")
 GUARDS = ("timestep", "conditioning", "turns", "rises")
@@ -124,9 +125,11 @@ class TomaConfig:
             give the places inside the attention, which then looks for tokens in all of them.
         history: values that `"refresh"` keeps of a token, 1 or 2. Two tell where it is going, and
             cost `2 · N · C` numbers a scope and slot in the dtype of the activations; one half.
-        extrapolate: α of `"refresh"`, how much of its own last change a token is carried on by, in
-            [0, 2). A larger value is nearer where little changes in a step, and overshoots where
-            much does: 1 for 28 steps, less for 12.
+        extrapolate: α of `"refresh"`, how much of its own last change a token is carried on by.
+            `"fit"` fits it to the tokens that a step computes, for each memory and item of a batch:
+            one reduction over them. Or a number in [0, 2): a larger one is nearer where little
+            changes in a step, and overshoots where much does. With a number every scope gives the
+            same picture, and a fitted one follows what a scope adds.
         gain: γ of `"refresh"`, how much of its neighbours' change a token receives, in [0, 2). A
             larger value follows what is new sooner, and blurs what is its own.
 
@@ -163,7 +166,7 @@ class TomaConfig:
     method: str = "toma"
     keys: str = "auto"
     history: int = 2
-    extrapolate: float = 0.5
+    extrapolate: float | str = FIT
     gain: float = 0.5
 
     def __new__(cls, *_: object, **fields: object) -> Self:
@@ -200,7 +203,8 @@ class TomaConfig:
             raise ConfigError('todo merges keys and values alone: keys="all" would leave nothing')
         if self.history not in (1, 2):
             raise ConfigError(f"history must be 1 or 2, not {self.history!r}")
-        _number("extrapolate", self.extrapolate, low=0.0, high=2.0)
+        if self.extrapolate != FIT:
+            _number("extrapolate", self.extrapolate, low=0.0, high=2.0, others=(FIT,))
         _number("gain", self.gain, low=0.0, high=2.0)
         object.__setattr__(self, "regions", _kinds(self.regions))
         object.__setattr__(self, "grid", _grid(self.grid))
@@ -269,9 +273,16 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def _number(
-    name: str, value: object, *, low: float, high: float | None = None, open_low: bool = False
+    name: str,
+    value: object,
+    *,
+    low: float,
+    high: float | None = None,
+    open_low: bool = False,
+    others: tuple[str, ...] = (),
 ) -> None:
     span = f"{'(' if open_low else '['}{low:g}, {'∞' if high is None else f'{high:g}'})"
+    span = " or ".join((span, *map(repr, others)))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number in {span}, not {value!r}")
     above = value > low if open_low else value >= low

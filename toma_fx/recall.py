@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from toma_fx import rotation
-from toma_fx.refresh import LIMIT
+from toma_fx.refresh import LIMIT, STEEPEST, UNFITTED
 from toma_fx.share import Share
 
 
@@ -43,7 +43,7 @@ def advance(
         times: `[times_size]` float32 as they came back; anything at all where the call is fresh.
         fresh: bool scalar: the call begins a picture.
         share: of the tokens.
-        extrapolate: α; 0 predicts that nothing changes.
+        extrapolate: α; 0 predicts that nothing changes, and 1 is for one that is fitted later.
         computes: how many classes this call computes: by default those of the share.
         call: scalar, of the picture, from 0; by default one more than that before. Whoever is left
             out of some is told, so that what it remembers is as old as it is.
@@ -122,6 +122,7 @@ def recall(
     computed: Tensor,
     last: Tensor,
     before: Tensor | None,
+    trend: Tensor | None,
     rows: Tensor,
     near: Tensor,
     weights: Tensor,
@@ -135,18 +136,22 @@ def recall(
         computed: `[B, D, C]`.
         last: `[B, N, C]` last values, in its dtype.
         before: those before them, or None for a history of one.
+        trend: `[B]` α of each item as it was last fitted, or None where it is in `carried`.
         rows: `[D]` the computed tokens.
         near: `[N, M]` places among them.
         weights: `[N, M]`, from `by_token`, as are `carried` and `stored`.
         fresh: bool scalar; what is remembered is then not looked at, be it NaN.
 
     Returns:
-        `[B, N, C]` in the dtype of `computed`, new last values, new values before them.
+        `[B, N, C]` in the dtype of `computed`, and of what is remembered the new last values,
+        those before them and α, without what is None.
     """
-    mine = None if before is None else before.index_select(1, rows)
-    there = _predicted(last.index_select(1, rows), mine, carried[rows], fresh)
+    past = last.index_select(1, rows), None if before is None else before.index_select(1, rows)
+    if trend is not None:
+        trend = _fitted(computed, *past, trend, carried[rows], fresh)
+    there = _predicted(*past, trend, carried[rows], fresh)
     change = (computed - there).to(computed.dtype)
-    result = _predicted(last, before, carried, fresh)
+    result = _predicted(last, before, trend, carried, fresh)
     for place in range(near.shape[1]):
         heard = change.index_select(1, near[:, place])
         result = result + weights[:, place : place + 1] * heard
@@ -155,27 +160,68 @@ def recall(
     if before is None:
         return result, kept
     # A picture's first values are both: nothing of another one is left to be read later.
-    return result, kept, torch.where(fresh, result, torch.where(stored, last, before))
+    passed = torch.where(fresh, result, torch.where(stored, last, before))
+    return (result, kept, passed) if trend is None else (result, kept, passed, trend)
 
 
-def predict(last: Tensor, before: Tensor | None, carried: Tensor, fresh: Tensor) -> Tensor:
+def predict(
+    last: Tensor, before: Tensor | None, trend: Tensor | None, carried: Tensor, fresh: Tensor
+) -> Tensor:
     """What tokens are taken to add to the residual stream where none is computed, `[B, N, C]`.
 
     Args:
         last: `[B, N, C]` last values, in its dtype.
         before: those before them, or None.
+        trend: `[B]` α of each item as it was last fitted, or None where it is in `carried`.
         carried: `[N, 1]` or a scalar: how far each token is carried on.
         fresh: bool scalar; nothing is remembered then, and nothing is added.
     """
-    return _predicted(last, before, carried, fresh).to(last.dtype)
+    return _predicted(last, before, trend, carried, fresh).to(last.dtype)
 
 
-def learn(computed: Tensor, last: Tensor, before: Tensor | None, fresh: Tensor) -> list[Tensor]:
-    """The new memory where all tokens are computed, `[B, N, C]`: last values, those before."""
-    return [computed] if before is None else [computed, torch.where(fresh, computed, last)]
+def learn(
+    computed: Tensor,
+    last: Tensor,
+    before: Tensor | None,
+    trend: Tensor | None,
+    carried: Tensor,
+    fresh: Tensor,
+) -> list[Tensor]:
+    """The new memory where all tokens are computed, without what is None.
+
+    Returns:
+        `[B, N, C]` last values, as many before them, and `[B]` α.
+    """
+    if before is None:
+        return [computed]
+    found = [computed, torch.where(fresh, computed, last)]
+    if trend is not None:
+        found.append(_fitted(computed, last, before, trend, carried, fresh))
+    return found
 
 
-def _predicted(last: Tensor, before: Tensor | None, carried: Tensor, fresh: Tensor) -> Tensor:
+def _predicted(
+    last: Tensor, before: Tensor | None, trend: Tensor | None, carried: Tensor, fresh: Tensor
+) -> Tensor:
     if before is not None:
-        last = torch.where(carried == 0, last, last + carried * (last - before))
+        ahead = carried if trend is None else carried * trend.view(-1, 1, 1)
+        last = torch.where(carried == 0, last, last + ahead * (last - before))
     return torch.where(fresh, 0.0, last)
+
+
+def _fitted(
+    computed: Tensor,
+    last: Tensor,
+    before: Tensor | None,
+    trend: Tensor,
+    carried: Tensor,
+    fresh: Tensor,
+) -> Tensor:
+    """`[B]`: the α with which these tokens would have been predicted best, from their own past."""
+    assert before is not None
+    wide = max(last.dtype, trend.dtype, key=lambda dtype: dtype.itemsize)
+    last, before = last.to(wide), before.to(wide)
+    ahead = torch.where(carried == 0, 0.0, carried * (last - before))
+    agrees, size = ((computed - last) * ahead).sum((1, 2)), (ahead * ahead).sum((1, 2))
+    found = torch.where(size > 0, (agrees / size).clamp(0, STEEPEST).to(trend.dtype), trend)
+    return torch.where(fresh, UNFITTED, found)

@@ -3,7 +3,7 @@
 A token that is not computed in a step keeps what it added to the residual stream when it last was,
 carried on by its own trend and corrected by what changed at its computed neighbours:
 
-    ŷ_i = a_i + α · (s − t_i) / (t_i − u_i) · (a_i − b_i)      prediction
+    ŷ_i = a_i + α · d_i,  d_i = (s − t_i) / (t_i − u_i) · (a_i − b_i)      prediction
     y_j = f(x)_j,  δ_j = y_j − ŷ_j                             computed, j ∈ S
     y_i = ŷ_i + γ · Σ_j w_ij δ_j,  Σ_j w_ij = 1                spread, i ∉ S
 
@@ -12,6 +12,14 @@ of them go through the gate of the step. `a` and `b` are the last two values, `t
 times. A new picture begins with ŷ = 0 and γ = 1, and what that spreads is stored as everybody's
 first `a`; α counts once two values were computed. Merging spreads values; this spreads the error of
 a prediction, which is small.
+
+How far a trend holds differs from block to block, and with the number of steps. So α is fitted,
+for each item of a batch, to the tokens that a step computes, of which prediction and truth are
+both at hand:
+
+    α = Σ_j ⟨y_j − a_j, d_j⟩ / Σ_j ⟨d_j, d_j⟩                  clamped to [0, 1.5], j ∈ S
+
+and counts until the next fit. A given α makes memory linear: then every scope gives the same.
 
 A step may rest: then all tokens are predicted, and nothing is kept. A dense one computes them all,
 and all are remembered. What stays of text that sees the picture is computed in both other kinds of
@@ -146,35 +154,54 @@ class Memory:
 
     Args:
         rotation: which tokens are computed.
-        trend: α, how much of its own trend a token is predicted to follow.
+        trend: α, how much of its own trend a token is predicted to follow; None fits it.
         gain: γ, how much of its neighbours' change it receives.
         history: values kept of a token, 1 or 2; without the second there is no trend.
     """
 
     rotation: Rotation
-    trend: float = 0.5
+    trend: float | None = None
     gain: float = 0.5
     history: int = 2
     last: Tensor | None = None
     before: Tensor | None = None
     times: list[list[float]] = field(default_factory=list)
+    fitted: Tensor | None = None
 
     def forget(self) -> None:
         """The next step begins a picture."""
-        self.last = self.before = None
+        self.last = self.before = self.fitted = None
         self.times = []
+
+    def ahead(self, now: float) -> Tensor:
+        """`[B, N, C]`: what the trend of every token says that has changed since its last value."""
+        assert self.last is not None
+        found = torch.zeros_like(self.last)
+        for token, times in enumerate(self.times):
+            if self.history == 2 and len(times) == 2 and times[0] != times[1]:
+                assert self.before is not None
+                share = min(max((now - times[0]) / (times[0] - times[1]), 0), LIMIT)
+                found[:, token] = share * (self.last - self.before)[:, token]
+        return found
 
     def predict(self, now: float) -> Tensor:
         """`[B, N, C]`: what every token would add, by its own past alone."""
         assert self.last is not None
-        found = self.last.clone()
-        for token, times in enumerate(self.times):
-            if self.history == 2 and len(times) == 2 and times[0] != times[1]:
-                assert self.before is not None
-                ahead = (now - times[0]) / (times[0] - times[1])
-                trend = self.trend * min(max(ahead, 0), LIMIT)
-                found[:, token] += trend * (self.last - self.before)[:, token]
-        return found
+        trend = UNFITTED if self.trend is None else self.trend
+        if self.fitted is not None:
+            return self.last + self.fitted.view(-1, 1, 1) * self.ahead(now)
+        return self.last + trend * self.ahead(now)
+
+    def fit(self, computed: Tensor, rows: list[int], now: float) -> None:
+        """Take the α with which the tokens `rows` would have been predicted best."""
+        if self.trend is not None or self.last is None:
+            return
+        if self.fitted is None:
+            self.fitted = computed.new_full((len(computed),), UNFITTED)
+        for item, ahead in enumerate(self.ahead(now)[:, rows]):
+            change, size = computed[item] - self.last[item, rows], (ahead * ahead).sum()
+            if size > 0:
+                self.fitted[item] = ((change * ahead).sum() / size).clamp(0, STEEPEST)
 
     def recall(self, computed: Tensor, step: int, now: float | None = None) -> Tensor:
         """What all tokens add to the residual stream, `[B, N, C]`.
@@ -192,6 +219,7 @@ class Memory:
             self.last = computed.new_zeros(len(computed), tokens, computed.shape[-1])
             self.before = self.last.clone()
             self.times = [[] for _ in range(tokens)]
+        self.fit(computed, rows, now)
         predicted = torch.zeros_like(self.last) if fresh else self.predict(now)
         change = torch.zeros_like(self.last)
         change[:, rows] = computed - predicted[:, rows]
@@ -214,6 +242,7 @@ class Memory:
             self.last = torch.zeros_like(computed)
             self.before = self.last.clone()
             self.times = [[] for _ in range(computed.shape[1])]
+        self.fit(computed, list(range(computed.shape[1])), now)
         self._store(computed, everyone, everyone, now)
         return computed
 
@@ -225,6 +254,12 @@ class Memory:
         for token in mine.nonzero().flatten().tolist():
             self.times[token] = [now, *self.times[token][:1]]
 
+
+UNFITTED = 0.5
+"""α where no token has had two values yet to be fitted to."""
+
+STEEPEST = 1.5
+"""The largest α that is fitted: beyond it, what changed is not a trend."""
 
 LIMIT = 2.0
 """How many of its own intervals a trend is followed: times that come close tell little."""

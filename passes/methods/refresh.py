@@ -1,13 +1,15 @@
 """Refresh: a step computes a share of the tokens, the others remember (`toma_fx.refresh`).
 
 Nothing is planned: which tokens is a matter of the grid and of the guard's count of calls. What is
-kept between calls is, for every exit, the last one or two values of each token, and for the whole
-graph when each class of tokens was computed. Both are buffers that the graph changes in place.
+kept between calls is, for every exit, the last one or two values of each token and how far their
+trends held, and for the whole graph when each class of tokens was computed. All are buffers that
+the graph changes in place.
 
-Prediction and spreading are linear, and everything but attention acts on each token alone. So one
-memory of what a block changes gives what one at each of its regions would, and where attention
-sees the computed tokens alone, one for a run of blocks: the largest scope is the cheapest. Not so
-where a gate changes with the timestep: behind it, memory is of another gate (`find.gates`).
+With a given α, prediction and spreading are linear, and everything but attention acts on each token
+alone. So one memory of what a block changes gives what one at each of its regions would, and where
+attention sees the computed tokens alone, one for a run of blocks: the largest scope is the
+cheapest. A fitted α is that of what a memory holds, and differs a little from scope to scope. Not
+so where a gate changes with the timestep: behind it, memory is of another gate (`find.gates`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from toma_fx import recall, rotation
-from toma_fx.config import TomaConfig
+from toma_fx.config import FIT, TomaConfig
 from toma_fx.devices.profile import DeviceProfile
 from toma_fx.merging import (
     around_picture,
@@ -68,7 +70,8 @@ class RefreshPlan(MemoryPlan):
     def learn(self, change: fx.Node, start: int) -> None:
         span = (start, self.windows.tokens)
         memory = self._of_picture(change.meta["val"])
-        memory.learn(self._emit.inline(picture_tokens, change, *span), self._moment.fresh)
+        picture = self._emit.inline(picture_tokens, change, *span)
+        memory.learn(picture, self._tables[-2], self._moment.fresh)
         if self._has_text(change.meta["val"], self.windows.tokens):
             self.learn_text(self._emit.inline(text_around, change, *span))
 
@@ -87,7 +90,8 @@ class RefreshPlan(MemoryPlan):
     def learn_text(self, text: fx.Node) -> None:
         if self._moment.pace.rests:
             value = text.meta["val"]
-            self._of_text(value, tuple(value.shape)).learn(text, self._moment.fresh)
+            memory = self._of_text(value, tuple(value.shape))
+            memory.learn(text, self._text_ahead, self._moment.fresh)
 
     def predict_text(self, like: fx.Node) -> fx.Node:
         value = like.meta["val"]
@@ -110,7 +114,7 @@ class RefreshPlan(MemoryPlan):
         """The memory of the next exit, or of the next piece of text."""
         numbers: Iterator[int] = self._emit.once(("memories", prefix), itertools.count)
         name = f"toma_memory_{prefix}{next(numbers)}"
-        return Kept(self._emit, name, self._moment, sizes, value, self._config.history)
+        return Kept(self._emit, name, self._moment, sizes, value, self._config)
 
     def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         assert moment is not None
@@ -133,9 +137,10 @@ class RefreshPlan(MemoryPlan):
         size = recall.times_size(self._share)
         where = ((size,), torch.float32, device)
         times = SlotBuffer(self._emit, "toma_memory_times", self._moment, *where)
+        given = self._config.extrapolate
         computes = _CLASSES[self._moment.pace.computes](self._share)
         more = (
-            *(self._moment.fresh, self._share, self._config.extrapolate),
+            *(self._moment.fresh, self._share, 1.0 if given == FIT else given),
             *(computes, self._moment.call),
         )
         new, *found = self._emit.inline(recall.advance, times.read(), *more)
@@ -200,12 +205,17 @@ _CLASSES: dict[Computes, Callable[[Share], int]] = {
 
 
 def _recalled(
-    merged: Tensor, start: int, length: int, last: Tensor, before: Tensor | None, *tables: Tensor
+    merged: Tensor,
+    start: int,
+    length: int,
+    last: Tensor,
+    before: Tensor | None,
+    trend: Tensor | None,
+    *tables: Tensor,
 ) -> tuple[Tensor, ...]:
     """`[B, L − N + D, C]` to `[B, L, C]` and the new memory of its picture."""
     computed = merged if length == merged.shape[1] else merged.narrow(1, start, length)
-    rows, near, gained, ahead, stored, fresh = tables
-    picture, *new = recall.recall(computed, last, before, rows, near, gained, ahead, stored, fresh)
+    picture, *new = recall.recall(computed, last, before, trend, *tables)
     return between_text(merged, picture, start, start + length), *new
 
 
@@ -232,7 +242,7 @@ def merging(region: Region, windows: Windows) -> list[Work]:
     """One gather, and at each exit a kernel over the computed tokens and more of one over all.
 
     The residual addition is there anyway. Beside what it moves, it reads and writes two values.
-    A scope's count once.
+    A trend that is fitted is one more kernel over the computed tokens. A scope's count once.
     """
     whole = region.scope or region
     if region is not whole.members[0]:
@@ -243,6 +253,7 @@ def merging(region: Region, windows: Windows) -> list[Work]:
     found = [Work("fused", 0.0, gathered, dtype)]
     for node in whole.exits:
         width = row * shape(node)[-1]
+        found.append(Work("fused", 0.0, 3 * width * windows.merged, dtype))
         found.append(Work("fused", 0.0, 4 * width * windows.merged, dtype))
         found.append(Work("fused", 0.0, 4 * width * windows.tokens, dtype))
     return found

@@ -145,6 +145,7 @@ def _sharded(made: Made, ranks: int, cases: Cases) -> Results:
         found["sent", ratio] = sent(lambda: run(**made.given))  # noqa: B023 - called at once
     for ratio in cases.refresh:
         options = {"ratio": ratio, "method": "refresh", "scope": "region", "keys": KEYS[ratio]}
+        options["extrapolate"] = 0.5  # a fitted trend is that of a rank's own tokens
         run = traced.compiled(**OPTIONS, **options)
         found["refresh", ratio] = [run(**made.step(time))[0] for time in TIMES]
         found["sent by refresh", ratio] = sent(lambda: run(**made.step(0.1)))  # noqa: B023
@@ -165,6 +166,7 @@ def _by_hand(made: Made, ranks: int) -> Results:
         with merged_by_hand(made.model, how):
             found["toma", ratio] = made.model(**made.given)[0]
         memory = HandRefresh(share_of(ratio), lambda n: far_cells(n, ranks), KEYS[ratio])
+        memory.settings["trend"] = 0.5
         with remembered_by_hand(made.model, memory) as call:
             memory.begin()
             found["refresh", ratio] = [call(**made.step(time))[0] for time in TIMES]
