@@ -17,7 +17,7 @@ from toma_fx.passes.graph.nodes import LINEARS
 from toma_fx.passes.methods.pace import Computes
 
 SHARE, ALL, NONE = Computes.SHARE, Computes.ALL, Computes.NONE
-HALVES = [SHARE, NONE] * 4
+HALVES = [SHARE, NONE] * 5  # a trend is fitted in the ninth call
 DENSE_FIRST = [ALL, SHARE, SHARE, NONE, SHARE, ALL, NONE, SHARE]
 
 
@@ -39,7 +39,7 @@ def graphs(name: str, **options: Any) -> dict[Computes, Rewritten]:
 
 # Model, what the hand does, options of the graphs.
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("sdxl", {}, {}),
+    ("sdxl", {"scope": "span"}, {}),
     ("sdxl", {"ratio": 0.75, "history": 1}, {"scope": "block"}),
     ("flux", {"keys": "all", "scope": "block"}, {"scope": "block"}),
     ("flux", {"keys": "all"}, {"keys": "auto"}),

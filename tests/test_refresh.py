@@ -51,8 +51,8 @@ BLOCKS, RUNS = "merged once a block: {} blocks", "merged once a span: 4 spans ov
 COMPUTED = {"keys": "computed", "scope": "block"}
 # Model, batch, what the hand does, options, how often it merges.
 CASES = [
-    # Keys of computed tokens and a given trend: a memory for a region, a block or a run of blocks is
-    # all the same, as long as no gate that the timestep moves lies in it: those are behind a
+    # Keys of computed tokens and a given trend: a memory for a region, a block or a run of blocks
+    # is all the same, as long as no gate that the timestep moves lies in it: those are behind a
     # region's memory.
     ("sdxl", 2, GIVEN, {"scope": "region", **LINEAR}, []),
     ("sdxl", 2, GIVEN, {"scope": "block", **LINEAR}, [BLOCKS.format(8)]),

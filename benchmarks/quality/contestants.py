@@ -26,8 +26,8 @@ SELECTIONS: dict[str, tuple[str, ...]] = {
         "another *",
         *("75% of the steps", "50% of the steps", "25% of the steps"),
         *("toma 0.25", "toma 0.5", "refresh 0.5", "refresh 0.5, rest_every 2"),
-        "refresh 0.5, rest_every 2, extrapolate 1.0",
         *("refresh 0.5, dense_steps (-1,)", "refresh 0.5, dense_steps (0, -1)"),
+        "refresh 0.5, extrapolate 0.5",
         *("*, half", "taylorseer*, every 2nd step", "deepcache, every 2nd step"),
     ),
 }
