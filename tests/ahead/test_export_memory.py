@@ -24,7 +24,7 @@ from toma_fx import TomaConfig
 
 ALL = list(pictures())
 CONFIG = TomaConfig(**OPTIONS)
-HANDS: dict[str, dict[str, Any]] = {"sdxl": {}, "flux": {"keys": "all"}}
+HANDS: dict[str, dict[str, Any]] = {"sdxl": {"scope": "span"}, "flux": {"keys": "all"}}
 
 
 def subject(name: str) -> Subject:
