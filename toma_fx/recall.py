@@ -204,9 +204,14 @@ def _predicted(
     last: Tensor, before: Tensor | None, trend: Tensor | None, carried: Tensor, fresh: Tensor
 ) -> Tensor:
     if before is not None:
-        ahead = carried if trend is None else carried * trend.view(-1, 1, 1)
-        last = torch.where(carried == 0, last, last + ahead * (last - before))
+        reach = carried if trend is None else carried * trend.view(-1, 1, 1)
+        last = last + _ahead(last, before, reach)
     return torch.where(fresh, 0.0, last)
+
+
+def _ahead(last: Tensor, before: Tensor, carried: Tensor) -> Tensor:
+    """What a trend adds; nothing where it is not followed, be what was before NaN."""
+    return torch.where(carried == 0, 0.0, carried * (last - before))
 
 
 def _fitted(
@@ -221,7 +226,7 @@ def _fitted(
     assert before is not None
     wide = max(last.dtype, trend.dtype, key=lambda dtype: dtype.itemsize)
     last, before = last.to(wide), before.to(wide)
-    ahead = torch.where(carried == 0, 0.0, carried * (last - before))
+    ahead = _ahead(last, before, carried)
     agrees, size = ((computed - last) * ahead).sum((1, 2)), (ahead * ahead).sum((1, 2))
     found = torch.where(size > 0, (agrees / size).clamp(0, STEEPEST).to(trend.dtype), trend)
     return torch.where(fresh, UNFITTED, found)

@@ -187,9 +187,8 @@ class Memory:
     def predict(self, now: float) -> Tensor:
         """`[B, N, C]`: what every token would add, by its own past alone."""
         assert self.last is not None
-        trend = UNFITTED if self.trend is None else self.trend
-        if self.fitted is not None:
-            return self.last + self.fitted.view(-1, 1, 1) * self.ahead(now)
+        trend = self.trend if self.fitted is None else self.fitted.view(-1, 1, 1)
+        assert trend is not None, "what is kept was fitted before"
         return self.last + trend * self.ahead(now)
 
     def fit(self, computed: Tensor, rows: list[int], now: float) -> None:

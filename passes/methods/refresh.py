@@ -71,19 +71,20 @@ class RefreshPlan(MemoryPlan):
         span = (start, self.windows.tokens)
         memory = self._of_picture(change.meta["val"])
         picture = self._emit.inline(picture_tokens, change, *span)
-        memory.learn(picture, self._tables[-2], self._moment.fresh)
+        memory.learn(picture, self._ahead, self._moment.fresh)
         if self._has_text(change.meta["val"], self.windows.tokens):
             self.learn_text(self._emit.inline(text_around, change, *span))
 
     def predict(self, like: fx.Node, start: int) -> fx.Node:
         memory = self._of_picture(like.meta["val"])
-        ahead, fresh = self._tables[-2], self._moment.fresh
-        found: fx.Node = self._emit.inline(recall.predict, *memory.read(), ahead, fresh, like=like)
+        arguments = (*memory.read(), self._ahead, self._moment.fresh)
+        found: fx.Node = self._emit.inline(recall.predict, *arguments, like=like)
         if not self._has_text(like.meta["val"], self.windows.tokens):
             return found
         batch, length, channels = like.meta["val"].shape
         around = self._of_text(like.meta["val"], (batch, length - self.windows.tokens, channels))
-        text = self._emit.inline(recall.predict, *around.read(), self._text_ahead, fresh)
+        arguments = (*around.read(), self._text_ahead, self._moment.fresh)
+        text = self._emit.inline(recall.predict, *arguments)
         whole: fx.Node = self._emit.inline(around_picture, text, found, start, like=like)
         return whole
 
@@ -127,10 +128,10 @@ class RefreshPlan(MemoryPlan):
         rows, classes, near, weights = self._of_grid(first, device)
         self._rows = self._emit.inline(_items_first, rows)
         by_token = (classes, weights, due, carried, moment.fresh, self._config.gain)
-        gained, ahead, stored = self._emit.once(
+        gained, self._ahead, stored = self._emit.once(
             ("by token", classes), lambda: self._emit.inline(recall.by_token, *by_token)
         )
-        self._tables = (rows, near, gained, ahead, stored)
+        self._tables = (rows, near, gained, self._ahead, stored)
 
     def _advance(self, device: torch.device) -> tuple[fx.Node, ...]:
         """Count the call, once a graph: all exits go through the same steps."""
