@@ -3,13 +3,15 @@
     python -m benchmarks.steps --out benchmarks/results/steps_cpu.json
 
 The model has SDXL's layout at widths (320, 640), depths (1, 4), 96×96 latents, one
-item. A reuse step neither selects nor weighs; the FLOP ceiling is what counting multiply-adds
-allows. Times are wall-clock medians; on shared cores only the ratios mean something.
+item. A reuse step neither selects nor weighs; with memory every step is alike. The FLOP ceiling is
+what counting multiply-adds allows. Times are wall-clock medians; on shared cores only the ratios
+mean something.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable
@@ -28,6 +30,12 @@ import toma_fx
 from benchmarks.machine import describe
 from toma_fx.operations import SELECT
 from toma_fx.timing import interleaved
+
+_ONCE: dict[str, dict[str, int]] = {
+    "toma": {"select_every": 10**6, "weigh_every": 10**6},
+    "refresh": {},
+}
+"""What makes every step but the first a reuse step, by method."""
 
 
 def model_of(widths: tuple[int, int], depths: tuple[int, int]) -> UNet2DConditionModel:
@@ -57,9 +65,9 @@ def inputs_of(side: int, batch: int) -> dict[str, Any]:
     }
 
 
-def compile_merged(model: torch.nn.Module, ratio: float) -> Callable[..., Any]:
+def compile_merged(model: torch.nn.Module, method: str, ratio: float) -> Callable[..., Any]:
     """A compiled call of its own; a wrapper keeps its cache apart from the plain model's."""
-    options = {"ratio": ratio, "regions": "all", "select_every": 10**6, "weigh_every": 10**6}
+    options = {"method": method, "ratio": ratio, "regions": "all", **_ONCE[method]}
     return torch.compile(_call(model), backend="toma", fullgraph=True, options=options)
 
 
@@ -103,6 +111,7 @@ def selection_seconds(rounds: int, windows: int = 64, n: int = 64, d: int = 32) 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=_ONCE, default=list(_ONCE))
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.75])
     parser.add_argument("--side", type=int, default=96, help="latents, one side")
     parser.add_argument("--widths", type=int, nargs=2, default=[320, 640])
@@ -119,11 +128,12 @@ def main() -> None:
     ceilings = {}
     clock = iter(range(10**6, 0, -1))  # a timestep that falls: every step but the first reuses
     plain(torch.tensor(float(next(clock))), inputs)
-    for ratio in given.ratios:
-        merged = compile_merged(model, ratio)
+    for method, ratio in itertools.product(given.methods, given.ratios):
+        merged = compile_merged(model, method, ratio)
         merged(torch.tensor(float(next(clock))), inputs)
-        contestants[f"ratio {ratio:g}"] = merged
-        ceilings[f"ratio {ratio:g}"] = ceiling(model, inputs, toma_fx.last_report())
+        name = f"{method} {ratio:g}"
+        contestants[name] = merged
+        ceilings[name] = ceiling(model, inputs, toma_fx.last_report())
     calls = {
         name: (lambda run=run: run(torch.tensor(float(next(clock))), inputs))
         for name, run in contestants.items()
@@ -154,7 +164,7 @@ def main() -> None:
             name, f"{median:.3f}", f"{speedup:.2f}×", f"{top:.2f}×", f"{speedup / top:.2f}"
         )
     Console().print(table)
-    share = planning / medians.get("ratio 0.5", medians["plain"])
+    share = planning / medians.get("toma 0.5", medians["plain"])
     Console().print(
         f"one selection, 64 windows of 64 tokens, 32 picks: {planning * 1e3:.1f} ms, "
         f"{share:.1%} of a step"

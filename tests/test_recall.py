@@ -30,6 +30,7 @@ class Graph:
         self.before: Tensor | None = self.last.clone() if self.history == 2 else None
         fitted = self.history == 2 and "extrapolate" not in more
         self.trend: Tensor | None = torch.full((2,), float("nan")) if fitted else None
+        self.heard: Tensor | None = self.last.clone() if more.get("hears") else None
 
     def call(self, everything: Tensor, fresh: bool, number: int | None = None) -> Tensor:
         anew = torch.tensor(fresh)
@@ -41,9 +42,12 @@ class Graph:
         by_token = recall.by_token(classes, weights, due, carried, anew, self.gain)
         weights, carried, stored = by_token
         arguments = (rows, near, weights, carried, stored, anew)
-        memory = (self.last, self.before, self.trend)
-        result, self.last, *more = recall.recall(everything[:, rows], *memory, *arguments)
-        self.before, self.trend = (*more, None, None)[:2]
+        memory = self.last, self.before, self.trend, self.heard
+        result, *new = recall.recall(everything[:, rows], *memory, *arguments)
+        left = iter(new)
+        self.last, self.before, self.trend, self.heard = (
+            None if old is None else next(left) for old in memory
+        )
         return result
 
 
@@ -55,9 +59,17 @@ class Model(RuleBasedStateMachine):
         share=st.sampled_from(SHARES),
         gain=st.sampled_from([0.0, 0.5, 1.0]),
         more=st.sampled_from([{}, {"history": 1}, {"extrapolate": 1.0}, {"extrapolate": 0.0}]),
+        hears=st.booleans(),
     )
-    def build(self, grid: tuple[int, ...], share: Share, gain: float, more: dict[str, Any]) -> None:
-        self.graph = Graph(grid, share, gain, more)
+    def build(
+        self,
+        grid: tuple[int, ...],
+        share: Share,
+        gain: float,
+        more: dict[str, Any],
+        hears: bool,
+    ) -> None:
+        self.graph = Graph(grid, share, gain, {**more, "hears": hears})
         cells = tuple(map(tuple, self.graph.cells.tolist()))
         trend = {"trend": more["extrapolate"]} if "extrapolate" in more else {}
         history = {"history": self.graph.history}
@@ -73,6 +85,9 @@ class Model(RuleBasedStateMachine):
         got = self.graph.call(tokens, fresh=self.step == 0)
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(got[:, rows], tokens[:, rows], atol=1e-9, rtol=0)
+        if self.graph.heard is not None:
+            assert self.memory.heard is not None
+            torch.testing.assert_close(self.graph.heard, self.memory.heard, atol=1e-6, rtol=1e-6)
         self.step += 1
 
     @rule()
@@ -88,6 +103,8 @@ class Model(RuleBasedStateMachine):
             self.graph.before = torch.full_like(self.graph.before, float("inf"))
         if self.graph.trend is not None:
             self.graph.trend = torch.full_like(self.graph.trend, float("nan"))
+        if self.graph.heard is not None:
+            self.graph.heard = torch.full_like(self.graph.heard, float("nan"))
         self.begin()
 
 

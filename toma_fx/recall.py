@@ -123,6 +123,7 @@ def recall(
     last: Tensor,
     before: Tensor | None,
     trend: Tensor | None,
+    heard: Tensor | None,
     rows: Tensor,
     near: Tensor,
     weights: Tensor,
@@ -137,6 +138,7 @@ def recall(
         last: `[B, N, C]` last values, in its dtype.
         before: those before them, or None for a history of one.
         trend: `[B]` α of each item as it was last fitted, or None where it is in `carried`.
+        heard: `[B, N, C]` what neighbours said of each token last, or None where no step rests.
         rows: `[D]` the computed tokens.
         near: `[N, M]` places among them.
         weights: `[N, M]`, from `by_token`, as are `carried` and `stored`.
@@ -144,28 +146,35 @@ def recall(
 
     Returns:
         `[B, N, C]` in the dtype of `computed`, and of what is remembered the new last values,
-        those before them and α, without what is None.
+        those before them, α and what neighbours say, without what is None.
     """
     past = last.index_select(1, rows), None if before is None else before.index_select(1, rows)
     if trend is not None:
         trend = _fitted(computed, *past, trend, carried[rows], fresh)
     there = _predicted(*past, trend, carried[rows], fresh)
     change = (computed - there).to(computed.dtype)
-    result = _predicted(last, before, trend, carried, fresh)
+    said = torch.zeros((), device=computed.device)
     for place in range(near.shape[1]):
-        heard = change.index_select(1, near[:, place])
-        result = result + weights[:, place : place + 1] * heard
-    result = result.to(computed.dtype)
-    kept = torch.where(stored, result, last)
-    if before is None:
-        return result, kept
-    # A picture's first values are both: nothing of another one is left to be read later.
-    passed = torch.where(fresh, result, torch.where(stored, last, before))
-    return (result, kept, passed) if trend is None else (result, kept, passed, trend)
+        said = said + weights[:, place : place + 1] * change.index_select(1, near[:, place])
+    result = (_predicted(last, before, trend, carried, fresh) + said).to(computed.dtype)
+    found = [result, torch.where(stored, result, last)]
+    if before is not None:
+        # A picture's first values are both: nothing of another one is left to be read later.
+        found.append(torch.where(fresh, result, torch.where(stored, last, before)))
+    if trend is not None:
+        found.append(trend)
+    if heard is not None:
+        found.append(torch.where(stored, 0.0, said).to(heard.dtype))
+    return tuple(found)
 
 
 def predict(
-    last: Tensor, before: Tensor | None, trend: Tensor | None, carried: Tensor, fresh: Tensor
+    last: Tensor,
+    before: Tensor | None,
+    trend: Tensor | None,
+    heard: Tensor | None,
+    carried: Tensor,
+    fresh: Tensor,
 ) -> Tensor:
     """What tokens are taken to add to the residual stream where none is computed, `[B, N, C]`.
 
@@ -173,10 +182,15 @@ def predict(
         last: `[B, N, C]` last values, in its dtype.
         before: those before them, or None.
         trend: `[B]` α of each item as it was last fitted, or None where it is in `carried`.
+        heard: `[B, N, C]` what neighbours said when tokens were last computed, or None: it still
+            holds, for what they said of a token is known of no later step.
         carried: `[N, 1]` or a scalar: how far each token is carried on.
         fresh: bool scalar; nothing is remembered then, and nothing is added.
     """
-    return _predicted(last, before, trend, carried, fresh).to(last.dtype)
+    found = _predicted(last, before, trend, carried, fresh)
+    if heard is not None:
+        found = found + torch.where(fresh, 0.0, heard)
+    return found.to(last.dtype)
 
 
 def learn(
@@ -184,19 +198,22 @@ def learn(
     last: Tensor,
     before: Tensor | None,
     trend: Tensor | None,
+    heard: Tensor | None,
     carried: Tensor,
     fresh: Tensor,
 ) -> list[Tensor]:
     """The new memory where all tokens are computed, without what is None.
 
     Returns:
-        `[B, N, C]` last values, as many before them, and `[B]` α.
+        `[B, N, C]` last values, as many before them, `[B]` α, and that neighbours say nothing.
     """
-    if before is None:
-        return [computed]
-    found = [computed, torch.where(fresh, computed, last)]
+    found = [computed]
+    if before is not None:
+        found.append(torch.where(fresh, computed, last))
     if trend is not None:
         found.append(_fitted(computed, last, before, trend, carried, fresh))
+    if heard is not None:
+        found.append(torch.zeros_like(heard))
     return found
 
 

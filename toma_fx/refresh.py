@@ -167,10 +167,11 @@ class Memory:
     before: Tensor | None = None
     times: list[list[float]] = field(default_factory=list)
     fitted: Tensor | None = None
+    heard: Tensor | None = None
 
     def forget(self) -> None:
         """The next step begins a picture."""
-        self.last = self.before = self.fitted = None
+        self.last = self.before = self.fitted = self.heard = None
         self.times = []
 
     def ahead(self, now: float) -> Tensor:
@@ -226,13 +227,16 @@ class Memory:
         due = self.rotation.due(step)
         mine[[token for token, number in enumerate(self.rotation.class_of()) if number in due]] = 1
         gain = torch.where(mine, 1.0, 1.0 if fresh else self.gain).to(computed)
-        result = predicted + gain.unsqueeze(1) * (weights @ change)
+        said = gain.unsqueeze(1) * (weights @ change)
+        result = predicted + said
         self._store(result, mine | fresh, mine, now)
+        self.heard = torch.where((mine | fresh).unsqueeze(1), 0.0, said)
         return result
 
     def rest(self, now: float) -> Tensor:
         """What all tokens add in a step that computes none of them; nothing of it is kept."""
-        return self.predict(now)
+        assert self.heard is not None
+        return self.predict(now) + self.heard
 
     def learn(self, computed: Tensor, now: float) -> Tensor:
         """What all tokens add, `[B, N, C]`, in a step that computes every one of them."""
@@ -243,6 +247,7 @@ class Memory:
             self.times = [[] for _ in range(computed.shape[1])]
         self.fit(computed, list(range(computed.shape[1])), now)
         self._store(computed, everyone, everyone, now)
+        self.heard = torch.zeros_like(computed)
         return computed
 
     def _store(self, result: Tensor, stored: Tensor, mine: Tensor, now: float) -> None:

@@ -16,6 +16,7 @@ between is compiled part by part, and hooks run in Python as they do for a user.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,6 +30,9 @@ from benchmarks.quality.deepcache import DeepCache
 from benchmarks.quality.generations import Generations
 from benchmarks.quality.own import Codes, compile_in_place, compiled, own
 from benchmarks.quality.painters import Cast, Painter
+from toma_fx import TomaConfig
+from toma_fx.backend import toma_backend
+from toma_fx.diffusers import apply
 
 _REGIONS = (  # their outputs are what is added to the residual stream, before any gate
     r".*transformer_blocks\.\d+\.(attn1|attn2|ff)",  # of UNets
@@ -39,7 +43,6 @@ _SKIPPED = (r"single_transformer_blocks\.\d+\.(attn|proj_mlp)",)  # they only fe
 _GENERATION = "generation"
 _SHAPES = 64  # in which parts of one class may come
 
-Merging = Callable[..., Any] | None
 Hook = Callable[[nn.Module, dict[str, Any], Painter, int], None]
 """Denoiser, options, painter, steps of a generation."""
 
@@ -112,7 +115,11 @@ def refused(cache: Cache | None, model: nn.Module | None) -> str | None:
 
 @contextmanager
 def cached(
-    painter: Painter, cache: Cache, steps: int, backend: str, merged: Merging = None
+    painter: Painter,
+    cache: Cache,
+    steps: int,
+    backend: str,
+    merging: dict[str, Any] | None = None,
 ) -> Iterator[nn.Module]:
     """A copy of the painter's denoiser behind a cache.
 
@@ -120,20 +127,25 @@ def cached(
         painter: of the model.
         cache: its threshold must be settled.
         steps: of a generation.
-        backend: that compiles it in parts.
-        merged: compiles the full steps of deepcache, whose graph is whole.
+        backend: that compiles it in parts, or the rewritten graphs.
+        merging: options of token merging: in the full steps of deepcache, whose graph is whole;
+            else in every block that the cache lets run, compiled apart.
     """
     assert cache.share is None
     core = copy.deepcopy(core_of(painter.denoiser))
     if cache.kind == "deepcache":
+        options = {**(merging or {}), "inner_backend": backend}
+        merged = None if merging is None else functools.partial(toma_backend, options=options)
         generations = Generations(painter.pipeline)
         deep = DeepCache(core, generations, backend, full_backend=merged, **cache.options)
         yield _in_place_of(deep.model, painter.denoiser)
         return
-    assert merged is None
     _, hook = HOOKS[cache.kind]
     hook(core, dict(cache.options), painter, steps)
-    _compile_parts(core, backend, {})
+    if merging is None:
+        _compile_parts(core, backend, {})
+    else:
+        apply(core, TomaConfig(**merging), regional=True, options={"inner_backend": backend})
     with ExitStack() as stack:
         stack.enter_context(torch._dynamo.config.patch(recompile_limit=_SHAPES))
         _follow(core, painter, stack)

@@ -60,6 +60,13 @@ class Contestant:
         """Whether a step itself costs less than the reference's, not only their number."""
         return self.options is not None or self.cache is not None
 
+    @property
+    def apart(self) -> bool:
+        """Whether blocks are merged one by one, between what a cache decides on the host."""
+        if self.options is None or self.cache is None:
+            return False
+        return self.cache.kind != "deepcache"
+
     def count(self, steps: int) -> int:
         """Denoising steps where the reference makes `steps`."""
         return steps + int(self.steps) if self.steps < 0 else max(1, round(self.steps * steps))

@@ -18,6 +18,7 @@ __all__ = ["REFERENCE", "SELECTIONS", "Contestant", "Field", "distinct", "everyo
 
 _SCHEDULES = ((1, 1), (2, 2), (3, 3), (5, 1), (5, 5), (10, 1), (10, 5), (20, 10))
 _SHARES = (0.75, 0.5, 0.25, 0.83, 0.67, 0.58, 0.42, 0.33)  # the first of equal counts is kept
+_MOST = 100  # steps of a generation
 _JUDGED = 32  # pairs that show whether captions are followed
 
 SELECTIONS: dict[str, tuple[str, ...]] = {
@@ -150,11 +151,12 @@ def _refresh() -> Iterable[Contestant]:
     )
     yield from (_memory(0.5, **change) for change in changes)
     yield _memory(0.75, dense_steps=(0,))
+    # What a cache does, by this memory: all of every second step, nothing of the others.
+    whole = _memory(0.5, rest_every=2, dense_steps=tuple(range(0, _MOST, 2)))
+    yield replace(whole, name="refresh, dense or resting in turn", group="refresh, variants")
     for every, ordinal in ((2, "2nd"), (4, "4th")):
-        both = _memory(0.5)
-        name = f"{both.name}, deepcache every {ordinal} step"
-        cache = Cache("deepcache", {"every": every})
-        yield replace(both, name=name, group="refresh, variants", cache=cache)
+        yield _both(Cache("deepcache", {"every": every}), f"deepcache every {ordinal} step")
+    yield _both(Cache("magcache", {}, 0.3), "magcache, 30% of the blocks")
 
 
 def _memory(ratio: float, main: bool = False, **change: Any) -> Contestant:
@@ -162,6 +164,12 @@ def _memory(ratio: float, main: bool = False, **change: Any) -> Contestant:
     name = ", ".join([f"refresh {ratio:g}", *_named(change)])
     group = "refresh, variants" if change and not main else "refresh"
     return Contestant(name, group, options, main=main)
+
+
+def _both(cache: Cache, words: str) -> Contestant:
+    """Memory in what a cache computes."""
+    one = _memory(0.5)
+    return replace(one, name=f"{one.name}, {words}", group="refresh, variants", cache=cache)
 
 
 def _caches() -> Iterable[Contestant]:

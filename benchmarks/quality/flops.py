@@ -39,6 +39,10 @@ class Work:
         """Share of the blocks' FLOPs that is left where only they save any."""
         return 1 - (self.all - all_left) / self.blocks
 
+    def left(self, one: Contestant, counted: int) -> int:
+        """Of the whole model, where blocks that are compiled apart are all that was counted."""
+        return counted + self.all - self.blocks if one.apart else counted
+
 
 @dataclass(frozen=True)
 class Pictures:

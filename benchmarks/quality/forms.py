@@ -35,8 +35,7 @@ def form(
         backend: that compiles it, or the rewritten graph; "eager" compiles nothing.
     """
     if one.cache is not None:
-        merging = None if one.options is None else _merging(one, backend)
-        return caches.cached(painter, one.cache, steps, backend, merging)
+        return caches.cached(painter, one.cache, steps, backend, one.options)
     if one.options is None:
         return nullcontext(_plain(painter, one.dtype, backend))
     made = _at_the_door if hosted(one.options) else _merged

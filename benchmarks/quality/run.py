@@ -92,7 +92,8 @@ class Run:
     def count(self, one: Contestant, count: Callable[[Pictures], int]) -> None:
         """Note what a contestant computes, by what `flops.counting` gave."""
         asked = self._first(one)
-        plain, left = flops.plain(self.painter, asked), count(asked)
+        plain = flops.plain(self.painter, asked)
+        left = plain.left(one, count(asked))
         deep = one.cache is not None and one.cache.kind == "deepcache"  # saves convolutions too
         blocks = None if deep else plain.blocks_left(left)
         note(self.place(one), flops=left / plain.all, blocks=blocks)

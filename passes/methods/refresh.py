@@ -106,16 +106,18 @@ class RefreshPlan(MemoryPlan):
 
     def _of_picture(self, value: Tensor) -> Kept:
         sizes = (int(value.shape[0]), self.windows.tokens, int(value.shape[2]))
-        return self._kept("", value, sizes)
+        return self._kept("", value, sizes, self._moment.pace.rests)
 
     def _of_text(self, value: Tensor, sizes: tuple[int, ...]) -> Kept:
         return self._kept("text_", value, tuple(map(int, sizes)))
 
-    def _kept(self, prefix: str, value: Tensor, sizes: tuple[int, ...]) -> Kept:
+    def _kept(
+        self, prefix: str, value: Tensor, sizes: tuple[int, ...], hears: bool = False
+    ) -> Kept:
         """The memory of the next exit, or of the next piece of text."""
         numbers: Iterator[int] = self._emit.once(("memories", prefix), itertools.count)
         name = f"toma_memory_{prefix}{next(numbers)}"
-        return Kept(self._emit, name, self._moment, sizes, value, self._config)
+        return Kept(self._emit, name, self._moment, sizes, value, self._config, hears)
 
     def _make(self, hidden: fx.Node, moment: Moment | None, ordered: bool) -> None:
         assert moment is not None
@@ -212,11 +214,12 @@ def _recalled(
     last: Tensor,
     before: Tensor | None,
     trend: Tensor | None,
+    heard: Tensor | None,
     *tables: Tensor,
 ) -> tuple[Tensor, ...]:
     """`[B, L − N + D, C]` to `[B, L, C]` and the new memory of its picture."""
     computed = merged if length == merged.shape[1] else merged.narrow(1, start, length)
-    picture, *new = recall.recall(computed, last, before, trend, *tables)
+    picture, *new = recall.recall(computed, last, before, trend, heard, *tables)
     return between_text(merged, picture, start, start + length), *new
 
 

@@ -135,6 +135,23 @@ def test_full_steps_of_deepcache_may_merge(unet: EmojiPainter) -> None:
     assert 0 < changes[0] < changes[1]
 
 
+def test_blocks_that_a_cache_lets_run_may_merge(painter: EmojiPainter) -> None:
+    """As the whole merges where it lets all of them run; and less of the picture where not."""
+    alone = merged(method="refresh")
+    pictures = [paint(painter, None)]
+    for one in (alone, both(alone, threshold=0.0), both(alone, threshold=0.5)):
+        with form(painter, one, STEPS, "eager") as model:
+            pictures.append(paint(painter, model))
+            assert torch.equal(paint(painter, model), pictures[-1])
+    torch.testing.assert_close(pictures[2], pictures[1], atol=1e-4, rtol=0)
+    assert (pictures[1] - pictures[0]).abs().mean() > 1e-3
+    assert not torch.allclose(pictures[3], pictures[2], atol=1e-3)
+
+
+def both(one: Contestant, **options: Any) -> Contestant:
+    return replace(one, cache=Cache("first block", options))
+
+
 @pytest.mark.parametrize(
     ("name", "one"),
     [
