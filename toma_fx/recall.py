@@ -221,9 +221,14 @@ def _predicted(
     last: Tensor, before: Tensor | None, trend: Tensor | None, carried: Tensor, fresh: Tensor
 ) -> Tensor:
     if before is not None:
-        reach = carried if trend is None else carried * trend.view(-1, 1, 1)
+        reach = carried if trend is None else carried * _bent(carried, trend)
         last = last + _ahead(last, before, reach)
     return torch.where(fresh, 0.0, last)
+
+
+def _bent(carried: Tensor, trend: Tensor) -> Tensor:
+    """`[B, N, 1]`: how much of its trend a token follows that is carried on so far."""
+    return 1 + (trend.view(-1, 1, 1) - 1) * (1 + carried) / 2
 
 
 def _ahead(last: Tensor, before: Tensor, carried: Tensor) -> Tensor:
@@ -244,6 +249,7 @@ def _fitted(
     wide = max(last.dtype, trend.dtype, key=lambda dtype: dtype.itemsize)
     last, before = last.to(wide), before.to(wide)
     ahead = _ahead(last, before, carried)
-    agrees, size = ((computed - last) * ahead).sum((1, 2)), (ahead * ahead).sum((1, 2))
-    found = torch.where(size > 0, (agrees / size).clamp(0, STEEPEST).to(trend.dtype), trend)
+    bend = ahead * (1 + carried) / 2
+    agrees, size = ((computed - last - ahead) * bend).sum((1, 2)), (bend * bend).sum((1, 2))
+    found = torch.where(size > 0, (1 + agrees / size).clamp(0, STEEPEST).to(trend.dtype), trend)
     return torch.where(fresh, UNFITTED, found)

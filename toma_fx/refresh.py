@@ -15,13 +15,18 @@ a prediction, which is small.
 
 How far a trend holds differs from block to block, and with the number of steps. So α is fitted,
 for each item of a batch, to the tokens that a step computes, of which prediction and truth are
-both at hand:
+both at hand. It bends: what a token of a whole interval ahead follows α of, one that is a share
+r = (s − t) / (t − u) of it ahead follows, by the parabola through its values, to
 
-    α = Σ_j ⟨y_j − a_j, d_j⟩ / Σ_j ⟨d_j, d_j⟩                  clamped to [0, 1.5], j ∈ S
+    α(r) = 1 + (α − 1) · (1 + r) / 2
+    α = 1 + Σ_j ⟨y_j − a_j − d_j, e_j⟩ / Σ_j ⟨e_j, e_j⟩,  e_j = (1 + r_j) / 2 · d_j
+                                                           clamped to [0, 1.5], j ∈ S
 
-and counts until the next fit. A given α makes memory linear: then every scope gives the same.
+and counts until the next fit. A given α is the same for all r and makes memory linear: then every
+scope gives the same.
 
-A step may rest: then all tokens are predicted, and nothing is kept. A dense one computes them all,
+A step may rest: then all tokens are predicted, those that were not computed in the step before
+with the correction that they had there, and nothing is kept. A dense one computes them all,
 and all are remembered. What stays of text that sees the picture is computed in both other kinds of
 step, and predicted like a token in a step that rests.
 
@@ -174,23 +179,26 @@ class Memory:
         self.last = self.before = self.fitted = self.heard = None
         self.times = []
 
-    def ahead(self, now: float) -> Tensor:
-        """`[B, N, C]`: what the trend of every token says that has changed since its last value."""
+    def ahead(self, now: float) -> tuple[Tensor, Tensor]:
+        """By which share of its last interval every token is carried on, `[N, 1]`, and what that
+        says has changed since its last value, `[B, N, C]`."""
         assert self.last is not None
-        found = torch.zeros_like(self.last)
+        found, shares = torch.zeros_like(self.last), self.last.new_zeros(len(self.times), 1)
         for token, times in enumerate(self.times):
             if self.history == 2 and len(times) == 2 and times[0] != times[1]:
                 assert self.before is not None
-                share = min(max((now - times[0]) / (times[0] - times[1]), 0), LIMIT)
-                found[:, token] = share * (self.last - self.before)[:, token]
-        return found
+                shares[token] = min(max((now - times[0]) / (times[0] - times[1]), 0), LIMIT)
+                found[:, token] = shares[token] * (self.last - self.before)[:, token]
+        return shares, found
 
     def predict(self, now: float) -> Tensor:
         """`[B, N, C]`: what every token would add, by its own past alone."""
         assert self.last is not None
-        trend = self.trend if self.fitted is None else self.fitted.view(-1, 1, 1)
-        assert trend is not None, "what is kept was fitted before"
-        return self.last + trend * self.ahead(now)
+        shares, ahead = self.ahead(now)
+        if self.fitted is None:
+            assert self.trend is not None, "what is kept was fitted before"
+            return self.last + self.trend * ahead
+        return self.last + (1 + (self.fitted.view(-1, 1, 1) - 1) * (1 + shares) / 2) * ahead
 
     def fit(self, computed: Tensor, rows: list[int], now: float) -> None:
         """Take the α with which the tokens `rows` would have been predicted best."""
@@ -198,10 +206,12 @@ class Memory:
             return
         if self.fitted is None:
             self.fitted = computed.new_full((len(computed),), UNFITTED)
-        for item, ahead in enumerate(self.ahead(now)[:, rows]):
-            change, size = computed[item] - self.last[item, rows], (ahead * ahead).sum()
+        shares, ahead = (found[..., rows, :] for found in self.ahead(now))
+        bent = (1 + shares) / 2 * ahead
+        for item, (straight, bend) in enumerate(zip(ahead, bent, strict=True)):
+            missed, size = computed[item] - self.last[item, rows] - straight, (bend * bend).sum()
             if size > 0:
-                self.fitted[item] = ((change * ahead).sum() / size).clamp(0, STEEPEST)
+                self.fitted[item] = (1 + (missed * bend).sum() / size).clamp(0, STEEPEST)
 
     def recall(self, computed: Tensor, step: int, now: float | None = None) -> Tensor:
         """What all tokens add to the residual stream, `[B, N, C]`.

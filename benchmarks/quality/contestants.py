@@ -24,11 +24,12 @@ _JUDGED = 32  # pairs that show whether captions are followed
 SELECTIONS: dict[str, tuple[str, ...]] = {
     "all": ("*",),
     "acceptance": (
-        "another *",
+        *("another *", "in bfloat16"),
         *("75% of the steps", "50% of the steps", "25% of the steps"),
         *("toma 0.25", "toma 0.5", "refresh 0.5", "refresh 0.5, rest_every 2"),
         *("refresh 0.5, dense_steps (-1,)", "refresh 0.5, dense_steps (0, -1)"),
-        "refresh 0.5, extrapolate 0.5",
+        *("refresh 0.5, extrapolate 0.5", "refresh, dense or resting in turn"),
+        *("refresh 0.5, deepcache every 2nd step", "refresh 0.5, magcache*"),
         *("*, half", "taylorseer*, every 2nd step", "deepcache, every 2nd step"),
     ),
 }
