@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from torch import Tensor
@@ -151,6 +151,23 @@ def test_a_trend_that_holds_is_fitted() -> None:
         trends.append(graph.trend.tolist())
     assert trends[:3] == [[0.5, 0.5]] * 3
     assert trends[-1] == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+@given(st.floats(-1, 1), st.floats(-0.2, 0.2), st.floats(0, 2), st.integers(1, 8))
+def test_a_parabola_is_followed_however_far(
+    slope: float, bend: float, share: float, interval: int
+) -> None:
+    """What holds for a whole interval says what holds for any share of it."""
+
+    def at(time: float) -> Tensor:
+        return torch.full((1, 1, 1), 3 + slope * time + bend * time**2, dtype=torch.float64)
+
+    last, before, after = (at(place * interval) for place in (0, -1, 1))
+    assume(float((last - before).abs()) > 1e-3)
+    alpha = ((after - last) / (last - before)).reshape(1)
+    carried, fresh = torch.full((1, 1), share, dtype=torch.float64), torch.tensor(False)
+    found = recall.predict(last, before, alpha, None, carried, fresh)
+    torch.testing.assert_close(found, at(share * interval))
 
 
 def test_a_trend_that_turns_is_fitted_within_bounds() -> None:

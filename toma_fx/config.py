@@ -127,7 +127,8 @@ class TomaConfig:
             cost `2 · N · C` numbers a scope and slot in the dtype of the activations; one half.
         extrapolate: α of `"refresh"`, how much of its own last change a token is carried on by.
             `"fit"` fits it to the tokens that a step computes, for each memory and item of a batch:
-            one reduction over them. Or a number in [0, 2): a larger one is nearer where little
+            one reduction over them; it bends, so that a part of an interval is followed more than
+            all of it. Or a number in [0, 2): a larger one is nearer where little
             changes in a step, and overshoots where much does. With a number every scope gives the
             same picture, and a fitted one follows what a scope adds.
         gain: γ of `"refresh"`, how much of its neighbours' change a token receives, in [0, 2). A

@@ -26,7 +26,8 @@ class TokenMergingConfig(TomaConfig):
             attention are gone. A smaller value is faster and further from the plain picture; 2
             leaves a quarter of the regions' cost at ratio 0.5. Steps count from 0, and the first
             to rest is `rest_every - 1`; a step for which nothing is remembered does not rest. With
-            text that sees the picture, that is remembered too. None never rests.
+            text that sees the picture, that is remembered too, and of each token what its
+            neighbours said last: one value more. None never rests.
         dense_steps: steps that compute every token, counted from 0, or from -1 at the end, for
             `method="refresh"`: the plain graph, which remembers as well, so that the step behind
             it begins with all values known. `(-1,)` is nearer to the plain picture, and
