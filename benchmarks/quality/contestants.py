@@ -30,7 +30,7 @@ SELECTIONS: dict[str, tuple[str, ...]] = {
         *("refresh 0.5, dense_steps (-1,)", "refresh 0.5, dense_steps (0, -1)"),
         *("refresh 0.5, extrapolate 0.5", "refresh, dense or resting in turn"),
         *("refresh 0.5, deepcache every 2nd step", "refresh 0.5, magcache*"),
-        *("*, half", "taylorseer*, every 2nd step", "deepcache, every 2nd step"),
+        *("*, half", "taylorseer, every 2nd step", "deepcache, every 2nd step"),
     ),
 }
 """Patterns over names. `acceptance`: what a short session can paint and time."""
@@ -104,7 +104,7 @@ def _anchors(dtype: str) -> Iterable[Contestant]:
     other = "float32" if dtype == "bfloat16" else "bfloat16"
     yield Contestant(REFERENCE, "anchor", main=True)
     yield Contestant("identical rerun", "anchor")
-    yield Contestant(f"in {other}", "anchor", dtype=other)
+    yield Contestant(f"in {other}", "anchor", dtype=other, most=_JUDGED)
     yield Contestant("another seed", "anchor", seed_shift=10**6, main=True, most=_JUDGED)
     yield Contestant("another caption", "anchor", caption_shift=1, main=True, most=_JUDGED)
 
