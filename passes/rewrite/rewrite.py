@@ -34,6 +34,7 @@ from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Pace
 from toma_fx.passes.plan.hoist import Stage
 from toma_fx.passes.rewrite.clock import Clock
+from toma_fx.passes.rewrite.equal import share_equal_nodes
 from toma_fx.passes.rewrite.expect import restrided, viewed
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.guard_inputs import GuardInputs
@@ -73,6 +74,7 @@ def rewrite(
     plans_last = any(METHODS[group.method].stateful for group in groups)
     clock = Clock(guard, groups, config, pace) if plans_last else None
     _Walk(gm, emit, full, regions, clock).run()
+    share_equal_nodes(graph)
     graph.eliminate_dead_code()
     result.recompile()
     keep_metadata(gm, result)
