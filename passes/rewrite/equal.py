@@ -45,21 +45,20 @@ def _computes(node: fx.Node) -> bool:
 
 
 def _not_shared(node: fx.Node) -> Iterator[fx.Node]:
-    """Operands that a node may change or hand out, and that have to be memory of their own."""
-    known = node.op != "call_function" or _computes(node)
-    if node.op == "output" or writes(node) or not known:
-        yield from node.all_input_nodes
+    """What a node may change, show after a change or hand out: it has memory of its own."""
+    if node.op == "output" or (node.op == "call_function" and not _computes(node)):
+        yield from (node, *node.all_input_nodes)
 
 
 def _memory(node: fx.Node) -> fx.Node:
     """The node whose memory a node shows."""
-    while is_view(node) or is_getitem(node):
+    while node.all_input_nodes and (is_view(node) or is_getitem(node)):
         node = node.all_input_nodes[0]
     return node
 
 
 def _key(item: Any) -> Any:
-    """What two equal nodes have in common: numbers of one type alone are equal."""
+    """What two equal nodes have in common: numbers are alike to the last bit."""
     if isinstance(item, fx.Node):
         return item
     if isinstance(item, dict):
@@ -68,4 +67,4 @@ def _key(item: Any) -> Any:
         return tuple(map(_key, item))
     if isinstance(item, slice):
         return slice, _key((item.start, item.stop, item.step))
-    return type(item), item
+    return type(item), repr(item) if isinstance(item, float) else item

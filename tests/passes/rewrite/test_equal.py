@@ -34,8 +34,10 @@ def test_chains_are_shared() -> None:
     assert len(gm.graph.find_nodes(op="call_function", target=aten.cos.default)) == 1
 
 
-def test_numbers_of_another_type_differ() -> None:
-    _, gone = shared(lambda x: torch.add(x, 1) * torch.add(x, 1.0), torch.ones(2).long())
+@pytest.mark.parametrize("numbers", [(1, 1.0), (0.0, -0.0), (1, True)])
+def test_numbers_that_only_seem_equal_differ(numbers: tuple[Any, Any]) -> None:
+    first, second = numbers
+    _, gone = shared(lambda x: torch.add(x, first) * torch.add(x, second), torch.ones(2).long())
     assert gone == 0
 
 
