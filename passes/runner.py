@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import counters, dynamo_timed
 
 from toma_fx.config import SHARES, TomaConfig
 from toma_fx.devices import PROFILES, DeviceProfile, find_profile
@@ -312,12 +312,15 @@ def _at_pace(region: Region, computes: Computes) -> None:
 
 
 class _Clock:
+    """Seconds of the stages, for the report; torch's own compile times have them as well."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, run: Callable[[], T]) -> T:
         start = time.perf_counter()
         try:
-            return run()
+            with dynamo_timed(f"toma_fx.{name}"):
+                return run()
         finally:
             self.seconds[name] = time.perf_counter() - start

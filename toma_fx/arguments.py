@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from toma_fx.errors import TomaWarning
 from toma_fx.passes.normalize.marks import LIFTED
+from toma_fx.strides import settled
 
 _TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
 _MARKS = ("dynamic", "weak_dynamic", "unbacked", "strict_unbacked")
@@ -105,14 +106,8 @@ def as_contiguous(call: Call) -> Call:
 def _as_contiguous(tensor: Tensor) -> Tensor:
     if 1 not in tensor.shape or tensor.layout is not torch.strided:
         return tensor
-    strides = list(tensor.stride())
-    for axis in reversed(range(tensor.dim())):
-        if tensor.shape[axis] == 1:
-            behind = axis + 1 < tensor.dim()
-            strides[axis] = tensor.shape[axis + 1] * strides[axis + 1] if behind else 1
-    if strides == list(tensor.stride()):
-        return tensor
-    return tensor.as_strided(tensor.shape, strides)
+    strides = settled(tensor)
+    return tensor if strides == tensor.stride() else tensor.as_strided(tensor.shape, strides)
 
 
 def tensors(call: Call) -> Sequence[Tensor]:

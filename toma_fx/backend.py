@@ -31,6 +31,7 @@ from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.numbers import numbers_as_tensors, taking_numbers
 from toma_fx.passes.rewrite.lift import Lifted, lift
+from toma_fx.probe import probing
 from toma_fx.report import Report
 
 _last = Report()
@@ -97,7 +98,8 @@ def compile_merged(
     inputs, numbers = numbers_as_tensors(gm, example_inputs)
     pace = paced.pace if paced is not None else USUAL
     outside = _outside(gm, inputs)
-    result = run_passes(gm, inputs, config, pace, outside, denoisers_only=everywhere)
+    with probing(inputs if compiler.inner == "inductor" else ()):
+        result = run_passes(gm, inputs, config, pace, outside, denoisers_only=everywhere)
     if not result.passed_on:
         remember(result.report)
     merged = result.graph_module

@@ -24,7 +24,9 @@ def fingerprint(tensors: Sequence[Tensor]) -> Tensor:
     that differ in many share it once in about 2⁶⁰. A NaN makes it NaN, which equals nothing. The
     signs of zeros count. One pass over the tensor, of up to 2²⁹ elements.
     """
-    sums = torch.stack([_sums(tensor) for tensor in tensors]).unsqueeze(-1)
+    words = [_words(tensor) for tensor in tensors]
+    weights = _weights(max(len(parts) for parts, _ in words), words[0][0].device)
+    sums = torch.stack([_sums(*found, weights) for found in words]).unsqueeze(-1)
     shifts = torch.arange(3, device=sums.device) * 20
     digits = ((sums[:, :4] >> shifts) & 0xFFFFF).float()  # float32 holds 20 bits, and three do
     return torch.where(sums[:, 4:] > 0, torch.nan, digits).reshape(-1)
@@ -58,17 +60,21 @@ def close_by(old: Tensor, new: Tensor, where: Tensor) -> Tensor:
     return 2 * far < size
 
 
-def _sums(tensor: Tensor) -> Tensor:
+def _sums(words: Tensor, broken: Tensor, weights: Tensor) -> Tensor:
     """`[5]` int64: sums of both halves of all words by two weights of each place, and of NaNs.
 
     One reduction: a compiler makes two kernels of it at most.
     """
-    words, broken = _words(tensor)
     row = torch.arange(5, device=words.device).unsqueeze(1)
     half = (words >> (row // 2 * 16)) & 0xFFFF
-    weight = ((_mixed(len(words), words.device) >> (row % 2 * 16)) & 0x7FFF) + 1
     # At most 2¹⁶ · 2¹⁵ · 2²⁹: no sum overflows.
-    return torch.where(row < 4, half * weight, broken.long()).sum(1)
+    return torch.where(row < 4, half * weights[:, : len(words)], broken.long()).sum(1)
+
+
+def _weights(count: int, device: torch.device) -> Tensor:
+    """`[5, count]` int64 in `[1, 2¹⁵]`: by place, so that those of the longest tensor serve all."""
+    row = torch.arange(5, device=device).unsqueeze(1)
+    return ((_mixed(count, device) >> (row % 2 * 16)) & 0x7FFF) + 1
 
 
 def _words(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def merge_tokens(
     batch, _, channels = hidden.shape
     picture = _picture(hidden, start, length)
     windows = windowed(picture, order, merging.shape[-1])
-    merged = torch.bmm(merging.to(hidden.dtype), windows).view(batch, -1, channels)
+    merged = torch.bmm(_cast(merging, hidden.dtype), windows).view(batch, -1, channels)
     return between_text(hidden, merged, start, start + length)
 
 
@@ -34,7 +34,7 @@ def unmerge_tokens(
     batch, _, channels = merged.shape
     picture = _picture(merged, start, length)
     windows = picture.reshape(-1, unmerging.shape[-1], channels)
-    slots = torch.bmm(unmerging.to(merged.dtype), windows).view(batch, -1, channels)
+    slots = torch.bmm(_cast(unmerging, merged.dtype), windows).view(batch, -1, channels)
     tokens = slots if inverse is None else slots.index_select(1, inverse)
     return between_text(merged, tokens, start, start + length)
 
@@ -51,6 +51,11 @@ def add_change(hidden: Tensor, change: Tensor, after: Tensor, start: int, length
     """
     picture = _picture(hidden, start, change.shape[1]) + change
     return between_text(after, picture, start, start + length)
+
+
+def _cast(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A cast that changes nothing would be a node all the same, at every region."""
+    return matrix if matrix.dtype == dtype else matrix.to(dtype)
 
 
 def _picture(hidden: Tensor, start: int, length: int) -> Tensor:
@@ -118,7 +123,7 @@ def row_index(rows: Tensor, before: int, after: int, length: int) -> Tensor:
 
 def gather_rows(table: Tensor, index: Tensor, axis: int, batch: int | None, leading: int) -> Tensor:
     """The rows of a table, along `axis`, at each item's index; `batch` is its batch axis."""
-    table = table[(None,) * leading]
+    table = table[(None,) * leading] if leading else table
     if index.shape[0] == 1:
         return table.index_select(axis, index[0])
     assert batch is not None

@@ -40,6 +40,8 @@ def restrided(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
 
 
-def viewed(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """The same memory: strides differ in axes of one element alone."""
-    return tensor.as_strided(tensor.shape, strides)
+def viewed(tensor: Tensor) -> Tensor:
+    """The same memory with settled strides."""
+    for axis in reversed(range(tensor.dim())):
+        tensor = tensor.squeeze(axis).unsqueeze(axis) if tensor.shape[axis] == 1 else tensor
+    return tensor

@@ -148,7 +148,7 @@ class MergedRegions:
         """Unmerge, and run the residual addition at full length, in the residual's order."""
         residual = node.args[1 - index]
         ordered = self._full.stays_ordered(residual, node)
-        computed, *gates = added(node, region)
+        computed, *gates = region.added[node]
         layout = region.steps[computed].layout
         assert isinstance(layout, TokenLayout)
         start, _ = picture_of(layout)
@@ -197,16 +197,6 @@ class MergedRegions:
     def _plan(self, region: Region) -> Plan:
         assert region.group is not None
         return self._plans[region.group.index]
-
-
-def added(exit: fx.Node, region: Region) -> tuple[fx.Node, ...]:
-    """What is brought to full length at an exit, and the gates that it goes through there.
-
-    A method that remembers holds what lies before them: they change with the timestep.
-    """
-    assert region.group is not None
-    path = region.added[exit]
-    return path if METHODS[region.group.method].remembers else path[-1:]
 
 
 def leaves(node: fx.Node, region: Region) -> bool:

@@ -18,7 +18,7 @@ from toma_fx.passes.layouts.layout import TokenLayout
 from toma_fx.passes.methods.base import MemoryPlan
 from toma_fx.passes.methods.pace import Computes
 from toma_fx.passes.rewrite.expect import picture_of
-from toma_fx.passes.rewrite.merged import MergedRegions, added, leaves
+from toma_fx.passes.rewrite.merged import MergedRegions, leaves
 
 
 class _PacedRegions(MergedRegions):
@@ -47,7 +47,7 @@ class _PacedRegions(MergedRegions):
     def _start(self, node: fx.Node, region: Region) -> int:
         """Where the picture begins in what is added at an exit, or at the end of a scope."""
         exit = region.steps[node].exit
-        layout = region.layout if exit is None else region.steps[added(node, region)[0]].layout
+        layout = region.layout if exit is None else region.steps[region.added[node][0]].layout
         assert isinstance(layout, TokenLayout)
         return picture_of(layout)[0]
 
@@ -64,7 +64,7 @@ class DenseRegions(_PacedRegions):
             operands = (self._full.read(node), self._full.read(region.entry))
             change = self._emit.call(aten.sub.Tensor, operands)
         else:
-            change = self._full.read(added(node, region)[0])
+            change = self._full.read(region.added[node][0])
         self._memory(region).learn(change, self._start(node, region))
 
     def _text(self, node: fx.Node, region: Region) -> None:
@@ -78,7 +78,7 @@ class RestingRegions(_PacedRegions):
         stream = region.residual(node)
         assert stream is not None
         exit, target, more = region.steps[node].exit, aten.add.Tensor, ()
-        computed, *gates = (node,) if exit is None else added(node, region)
+        computed, *gates = (node,) if exit is None else region.added[node]
         change = self._memory(region).predict(computed, self._start(node, region))
         change = self._gated(change, computed, gates)
         if exit is not None:

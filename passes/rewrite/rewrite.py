@@ -34,11 +34,13 @@ from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Pace
 from toma_fx.passes.plan.hoist import Stage
 from toma_fx.passes.rewrite.clock import Clock
+from toma_fx.passes.rewrite.equal import share_equal_nodes
 from toma_fx.passes.rewrite.expect import restrided, viewed
 from toma_fx.passes.rewrite.full_length import FullLength
 from toma_fx.passes.rewrite.guard_inputs import GuardInputs
 from toma_fx.passes.rewrite.merged import MergedRegions
 from toma_fx.passes.rewrite.paced import REGIONS
+from toma_fx.strides import settled
 
 
 def rewrite(
@@ -72,6 +74,7 @@ def rewrite(
     plans_last = any(METHODS[group.method].stateful for group in groups)
     clock = Clock(guard, groups, config, pace) if plans_last else None
     _Walk(gm, emit, full, regions, clock).run()
+    share_equal_nodes(graph)
     graph.eliminate_dead_code()
     result.recompile()
     keep_metadata(gm, result)
@@ -138,11 +141,15 @@ class _Walk:
     def _returned(self, item: Any) -> Any:
         """A result, in the strides of the plain model's: what reads it may take views of it.
 
-        Those that mean nothing as well: Dynamo compiles the next block anew where they differ.
+        Those that mean nothing are settled: blocks of one list hand on a tensor of their own, or
+        their part of a longer stream, and Dynamo would compile the next block anew for that.
         """
         full = self._operand(item)
-        wanted = item.meta.get("val") if isinstance(item, fx.Node) else None
-        if not isinstance(wanted, torch.Tensor) or full.meta["val"].stride() == wanted.stride():
+        plain = item.meta.get("val") if isinstance(item, fx.Node) else None
+        if not isinstance(plain, torch.Tensor):
             return full
-        made = restrided if strides(full) != strides(item) else viewed
-        return self._emit.inline(made, full, wanted.stride(), like=item)
+        if strides(full) != strides(item):
+            return self._emit.inline(restrided, full, settled(plain), like=item)
+        if full.meta["val"].stride() == settled(plain):
+            return full
+        return self._emit.inline(viewed, full, like=item)
