@@ -100,3 +100,29 @@ def test_a_warning_that_is_an_error_stops_the_call() -> None:
         warnings.simplefilter("error", LimitWarning)
         with pytest.raises(LimitWarning, match="recompile_limit"):
             run(picture(24))
+
+
+class Cut(nn.Module):
+    """A block that now sees a part of a longer sequence, and now a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Mlp()
+
+    def forward(self, picture: Tensor) -> Tensor:
+        result: Tensor = self.mlp(picture)
+        return result
+
+
+def test_a_guard_behind_a_view_is_told_in_words_that_help() -> None:
+    """Dynamo gives an error of its own check for the reason."""
+    block = Cut()
+    block.compile(backend="toma", options=dict(OPTIONS))
+    with limits() as found:
+        for width in (16, 20, 24, 28, 32):
+            longer = torch.randn(1, 16, 16, width + 4)
+            block(longer[..., :width])
+            block(picture(width))
+    (warning,) = found
+    assert "NoneType" not in str(warning)
+    assert "dynamic=False" in str(warning)
