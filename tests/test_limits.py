@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.test_backend import Mlp
 from toma_fx import LimitWarning, last_report, toma_backend
+from toma_fx.limits import Limit, readable, shared_advice
 
 OPTIONS: dict[str, Any] = {"inner_backend": "eager", "regions": "all"}
 
@@ -102,27 +103,12 @@ def test_a_warning_that_is_an_error_stops_the_call() -> None:
             run(picture(24))
 
 
-class Cut(nn.Module):
-    """A block that now sees a part of a longer sequence, and now a tensor of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = Mlp()
-
-    def forward(self, picture: Tensor) -> Tensor:
-        result: Tensor = self.mlp(picture)
-        return result
-
-
 def test_a_guard_behind_a_view_is_told_in_words_that_help() -> None:
     """Dynamo gives an error of its own check for the reason."""
-    block = Cut()
-    block.compile(backend="toma", options=dict(OPTIONS))
-    with limits() as found:
-        for width in (16, 20, 24, 28, 32):
-            longer = torch.randn(1, 16, 16, width + 4)
-            block(longer[..., :width])
-            block(picture(width))
-    (warning,) = found
-    assert "NoneType" not in str(warning)
-    assert "dynamic=False" in str(warning)
+    cause = readable("'NoneType' object has no attribute 'stride'")
+    limit = Limit("recompile_limit", 8, "'forward'", cause)
+    text = limit.message(shared_advice(limit))
+    assert "NoneType" not in text
+    for told in ("behind a view", "dynamic=False", "recompile_limit to twice the number of sizes"):
+        assert told in text
+    assert readable("tensor 'x' size mismatch") == "tensor 'x' size mismatch"
