@@ -7,6 +7,7 @@
                   hoist: where the residual stream stays in window order
     rewrite/    merge → region → unmerge, on a copy                     (the only editor)
     verify      same inputs, same outputs, well-formed
+    again       where the batch is a symbol: the same for a second one, and one graph for all
 
 Three folders are no stages, but what stages speak of:
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +14,7 @@ from torch._dynamo.utils import counters, dynamo_timed
 from toma_fx.config import SHARES, TomaConfig
 from toma_fx.devices import PROFILES, DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.autotune import Autotuner
-from toma_fx.passes.find.find import find
+from toma_fx.passes.again import Again
 from toma_fx.passes.find.region import Forecast, Group, Region
 from toma_fx.passes.graph.exchanges import is_exchange
 from toma_fx.passes.graph.outside import Outside
@@ -25,23 +22,25 @@ from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.logs import record, tell_passed_on
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
+from toma_fx.passes.normalize.batch import (
+    Batch,
+    find_batch,
+    hints,
+    specialise,
+    symbolic,
+    with_sizes,
+)
 from toma_fx.passes.normalize.exchanges import flatten_exchanges
-from toma_fx.passes.normalize.marks import LIFTED, lift_marks
+from toma_fx.passes.normalize.marks import LIFTED, lift_marks, refuse_unbacked
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.normalize.wrapped import call_own_linears
-from toma_fx.passes.plan.forecast import (
-    Predictor,
-    flops_of,
-    model_forecast,
-    unmerged_forecast,
-)
-from toma_fx.passes.plan.hoist import hoist
-from toma_fx.passes.plan.plan import Judge, plan
+from toma_fx.passes.plan.forecast import flops_of, model_forecast, unmerged_forecast
+from toma_fx.passes.plan.plan import plan
 from toma_fx.passes.plan.scope import Scopes, scope_remarks
 from toma_fx.passes.plan.wanted import unmatched_patterns
-from toma_fx.passes.rewrite.guard_inputs import GuardInputs, find_guard_inputs, shows_step
-from toma_fx.passes.rewrite.merged import RegionRefused
-from toma_fx.passes.rewrite.rewrite import rewrite
+from toma_fx.passes.rewrite.batched import Batched
+from toma_fx.passes.rewrite.guard_inputs import GuardInputs, shows_step
+from toma_fx.passes.stages import Rewriting, device_of, find_regions, guard_of, judge_of
 from toma_fx.passes.verify import verify
 from toma_fx.report import RegionReport, Report
 
@@ -57,12 +56,14 @@ class RewriteResult:
         report: every region with its fate.
         told_apart: places of the inputs by which the guard knows a slot.
         passed_on: whether it was not looked at further, being no denoiser's.
+        batched: how it serves batches of every size; None where it serves the one.
     """
 
     graph_module: fx.GraphModule
     report: Report = field(default_factory=Report)
     told_apart: tuple[int, ...] = ()
     passed_on: bool = False
+    batched: Batched | None = None
 
 
 def run_passes(
@@ -72,6 +73,7 @@ def run_passes(
     pace: Pace = USUAL,
     outside: Outside | None = None,
     denoisers_only: bool = False,
+    any_batch: bool = False,
 ) -> RewriteResult:
     """normalize → find → plan → hoist → rewrite → verify; `gm` comes back untouched on refusal.
 
@@ -84,6 +86,8 @@ def run_passes(
         pace: what it computes of its regions.
         outside: what it is told of the model that it is part of; None where nobody tells anything.
         denoisers_only: whether a graph without a step, its own or a told one, is passed on.
+        any_batch: whether it may serve batches of every size, where that is a symbol. It then has
+            symbols in it, and what it keeps is made for each size (`RewriteResult.batched`).
     """
     told = outside or Outside()
     assert pace == USUAL or METHODS[config.method].remembers
@@ -93,22 +97,29 @@ def run_passes(
     regions: list[Region] = []
     normal: fx.GraphModule | None = None
     result = gm
+    inputs = symbolic(gm, example_inputs) if any_batch else example_inputs
+    batch: Batch | None = None
+    batched: Batched | None = None
     try:
-        report.notes += [LIFTED] if lift_marks(example_inputs) else []
-        normal = clock.time("normalize", lambda: normalize(gm, example_inputs))
+        refuse_unbacked(inputs)
+        batch = find_batch(inputs) if any_batch and not config.autotune else None
+        given = with_sizes(inputs, hints(inputs))
+        normal = clock.time("normalize", lambda: normalize(gm, given))
         analysis = clock.time("analyse", lambda: Analysis(normal))
         if denoisers_only and not (told.followed or shows_step(analysis, config)):
             return _passed_on(gm, "it shows no step of a denoiser")
-        regions = clock.time("find", lambda: _find(analysis, config, told))
-        _refuse_measured(regions, config, _device(normal))
-        judge = _judge(normal, config)
+        if config.ratio > 0 or not any_batch:  # else nothing merges, whatever the sizes
+            report.notes += _specialised(inputs, batch)
+        regions = clock.time("find", lambda: find_regions(analysis, config, told))
+        _refuse_measured(regions, config, device_of(normal))
+        judge = judge_of(normal, config)
         scopes = Scopes(analysis, regions, config)
         groups = clock.time("plan", lambda: plan(regions, config, judge, scopes.widen, told))
         if groups:
-            guard = clock.time("guard", lambda: _guard(analysis, groups, config, outside))
+            guard = clock.time("guard", lambda: guard_of(analysis, groups, config, outside))
             report.notes += [guard.note] if guard.note else []
             told_apart = _places(normal, guard, groups, config)
-            one = _Rewriting(normal, analysis, regions, guard, config, judge, scopes, told)
+            one = Rewriting(normal, analysis, regions, guard, config, judge, scopes, told)
             result = clock.time("rewrite", lambda: one.run(pace))
         if result is not gm:
             clock.time("verify", lambda: verify(normal, result))
@@ -122,12 +133,12 @@ def run_passes(
         for region in regions:
             if region.status == "merged":
                 region.drop("refused", str(refusal))
-    profile = find_profile(config.device, _device(normal) if normal else torch.device("cpu"))
+    profile = find_profile(config.device, device_of(normal) if normal else torch.device("cpu"))
     report.regions = [_reported(region, profile, pace.computes) for region in regions]
     if normal is not None:
         new = None if result is gm else result
         report.forecast = model_forecast(normal.graph, regions, config, profile, new)
-    report.remarks = scope_remarks(regions)
+    report.remarks = [*scope_remarks(regions), *report.remarks]
     if result is not gm and told.followed and METHODS[config.method].stateful:
         report.remarks.append(_SHARED[METHODS[config.method].remembers, config.share])
     if result is not gm and pace.remark:
@@ -135,28 +146,36 @@ def run_passes(
     report.notes += [
         f"pattern {p!r} matches no region" for p in unmatched_patterns(regions, config)
     ]
+    if result is not gm and batch is not None:
+        again = Again(gm, inputs, batch, regions, config, pace, outside)
+        batched = clock.time("batch", lambda: _generalised(again, result, report))
     counters["toma_fx"]["regions_merged"] += len(report.merged)
     counters["toma_fx"]["graphs_rewritten"] += result is not gm
     record(report, normal, result if result is not gm else None)
-    return RewriteResult(result, report, told_apart)
+    return RewriteResult(result, report, told_apart, batched=batched)
+
+
+def _generalised(again: Again, merged: fx.GraphModule, report: Report) -> Batched | None:
+    try:
+        return again.generalise(merged)
+    except CannotRewrite as refusal:
+        report.remarks.append(f"each batch size compiles once: {refusal}")
+        _specialised(again.inputs, None)
+        return None
+
+
+def _specialised(inputs: Sequence[Any], batch: Batch | None) -> list[str]:
+    """Make all sizes static but that of the batch; what to say of it."""
+    but = batch.symbol if batch is not None else None
+    lifted = lift_marks(inputs, but)
+    specialise(inputs, but)
+    return [LIFTED] if lifted else []
 
 
 def _passed_on(gm: fx.GraphModule, reason: str) -> RewriteResult:
     counters["toma_fx"]["graphs_passed_on"] += 1
     tell_passed_on(reason)
     return RewriteResult(gm, passed_on=True)
-
-
-def _find(analysis: Analysis, config: TomaConfig, outside: Outside) -> list[Region]:
-    return find(
-        analysis,
-        config.grid,
-        METHODS[config.method],
-        config.keys,
-        grid_start=config.grid_start,
-        references=config.references,
-        outside=outside,
-    )
 
 
 def _refuse_measured(regions: list[Region], config: TomaConfig, device: torch.device) -> None:
@@ -184,40 +203,6 @@ _SHARED = {
 }
 
 
-@dataclass
-class _Rewriting:
-    """All that is known when the graph is built."""
-
-    normal: fx.GraphModule
-    analysis: Analysis
-    regions: list[Region]
-    guard: GuardInputs
-    config: TomaConfig
-    judge: Judge
-    scopes: Scopes
-    told: Outside
-
-    def run(self, pace: Pace) -> fx.GraphModule:
-        """Hoist and rewrite; a region whose replay fails is dropped and the others planned again.
-
-        Whatever the pace, regions are those that the replay on fewer tokens has proven.
-        """
-        usual = Pace(rests=pace.rests)
-        while groups := plan(self.regions, self.config, self.judge, self.scopes.widen, self.told):
-            try:
-                with _no_tracebacks():
-                    found = self._built(groups, usual)
-                    return found if pace == usual else self._built(groups, pace)
-            except RegionRefused as refusal:
-                if not self.scopes.refuse(refusal.region, refusal.reason):
-                    refusal.region.drop("refused", str(refusal))
-        raise CannotRewrite("no region could be rewritten")
-
-    def _built(self, groups: list[Group], pace: Pace) -> fx.GraphModule:
-        stages = hoist(self.analysis, groups)
-        return rewrite(self.normal, groups, stages, self.guard, self.config, pace)
-
-
 def _places(
     normal: fx.GraphModule, guard: GuardInputs, groups: list[Group], config: TomaConfig
 ) -> tuple[int, ...]:
@@ -225,55 +210,6 @@ def _places(
     known = {*guard.told_apart(config), *(g.positions.node for g in groups if g.positions)}
     placeholders = normal.graph.find_nodes(op="placeholder")
     return tuple(place for place, node in enumerate(placeholders) if node in known)
-
-
-def _guard(
-    analysis: Analysis, groups: list[Group], config: TomaConfig, outside: Outside | None
-) -> GuardInputs:
-    """What the guard reads; nothing where no plan outlives a call, or the moment is told.
-
-    Raises:
-        CannotRewrite: a method that remembers would take every call for a picture's first.
-    """
-    method = METHODS[config.method]
-    if not method.stateful:
-        return GuardInputs(None)
-    if outside is not None and outside.followed:
-        return GuardInputs(None, outside=True)
-    found = find_guard_inputs(analysis, groups, config)
-    if found.timestep is not None or outside is None:
-        note = found.note
-    else:
-        note = f"{found.note}. Blocks compiled apart are told by toma_fx.follow(model)"
-        found = replace(found, note=note, outside=True)
-    if method.remembers and found.timestep is None:
-        raise CannotRewrite(f"{config.method} needs to know a picture's steps: {note}")
-    return found
-
-
-@contextmanager
-def _no_tracebacks() -> Iterator[None]:
-    """A replay that fails is a refusal; fake tensors would log it as an error all the same."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _judge(normal: fx.GraphModule, config: TomaConfig) -> Judge:
-    """A measurement where autotuning was asked for, and there is a device to measure."""
-    device = _device(normal)
-    if config.autotune and device.type != "meta":
-        return Autotuner(config)
-    return Predictor(find_profile(config.device, device), config.method)
-
-
-def _device(normal: fx.GraphModule) -> torch.device:
-    """Where the model runs: most likely where its last tensor is made."""
-    values = (node.meta.get("val") for node in reversed(normal.graph.nodes))
-    return next((v.device for v in values if isinstance(v, torch.Tensor)), torch.device("cpu"))
 
 
 def _reported(region: Region, profile: DeviceProfile, computes: Computes) -> RegionReport:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.test_backend import Mlp
 from toma_fx import LimitWarning, last_report, toma_backend
+from toma_fx.limits import Limit, readable, shared_advice
 
 OPTIONS: dict[str, Any] = {"inner_backend": "eager", "regions": "all"}
 
@@ -100,3 +101,14 @@ def test_a_warning_that_is_an_error_stops_the_call() -> None:
         warnings.simplefilter("error", LimitWarning)
         with pytest.raises(LimitWarning, match="recompile_limit"):
             run(picture(24))
+
+
+def test_a_guard_behind_a_view_is_told_in_words_that_help() -> None:
+    """Dynamo gives an error of its own check for the reason."""
+    cause = readable("'NoneType' object has no attribute 'stride'")
+    limit = Limit("recompile_limit", 8, "'forward'", cause)
+    text = limit.message(shared_advice(limit))
+    assert "NoneType" not in text
+    for told in ("behind a view", "dynamic=False", "recompile_limit to twice the number of sizes"):
+        assert told in text
+    assert readable("tensor 'x' size mismatch") == "tensor 'x' size mismatch"

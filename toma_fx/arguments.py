@@ -17,6 +17,7 @@ from toma_fx.passes.normalize.marks import LIFTED
 from toma_fx.strides import settled
 
 _TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
+_BATCH = 0  # its axis
 _MARKS = ("dynamic", "weak_dynamic", "unbacked", "strict_unbacked")
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -73,7 +74,8 @@ class Arguments:
         """The same call, of tensors that Dynamo can let go and, in merged graphs, make static.
 
         Of a view it would trace the base as well, and keep the trace (torch 2.13). A size that is
-        marked dynamic could not be static: those marks stay behind, with a warning.
+        marked dynamic could not be static: those marks stay behind, with a warning, but for the
+        batch's.
         """
         marked = merges and any(map(_is_marked, tensors(call)))
         if marked and not self._told:
@@ -117,4 +119,5 @@ def tensors(call: Call) -> Sequence[Tensor]:
 
 def _is_marked(tensor: object) -> bool:
     own = getattr(tensor, "__dict__", {})
-    return any(f"_dynamo_{mark}_indices" in own for mark in _MARKS)
+    marked = (set(own.get(f"_dynamo_{mark}_indices", ())) for mark in _MARKS)
+    return any(axes - {_BATCH} for axes in marked)

@@ -30,6 +30,7 @@ from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods import METHODS
 from toma_fx.passes.methods.pace import USUAL, Computes, Pace
 from toma_fx.passes.normalize.numbers import numbers_as_tensors, taking_numbers
+from toma_fx.passes.rewrite.batched import Batched
 from toma_fx.passes.rewrite.lift import Lifted, lift
 from toma_fx.probe import probing
 from toma_fx.report import Report
@@ -98,18 +99,19 @@ def compile_merged(
     inputs, numbers = numbers_as_tensors(gm, example_inputs)
     pace = paced.pace if paced is not None else USUAL
     outside = _outside(gm, inputs)
+    how = {"denoisers_only": everywhere, "any_batch": True}
     with probing(inputs if compiler.inner == "inductor" else ()):
-        result = run_passes(gm, inputs, config, pace, outside, denoisers_only=everywhere)
+        result = run_passes(gm, inputs, config, pace, outside, **how)
     if not result.passed_on:
         remember(result.report)
     merged = result.graph_module
     if merged is gm:
         return compiler(gm, example_inputs), result.report
     lifted = lift(merged)
-    state = (paced or Paced()).state(lifted, inputs, merged, config)
+    state = (paced or Paced()).state(lifted, merged, config, result.batched)
     compiled = compiler(merged, [*inputs, *lifted.examples])
     shared = paced.sharing(result) if paced is not None else {}
-    guarded = state.guarded(compiled, lifted.names, **shared)
+    guarded = state.guarded(compiled, lifted, inputs, result.batched, **shared)
     if METHODS[config.method].remembers and lifted.moment:
         return _plain_unfollowed(taking_numbers(guarded, numbers), gm), result.report
     return taking_numbers(guarded, numbers), result.report
@@ -163,14 +165,19 @@ class Paced:
     mine: list[PlanState] = field(default_factory=list)
 
     def state(
-        self, lifted: Lifted, inputs: Sequence[Any], merged: fx.GraphModule, config: TomaConfig
+        self,
+        lifted: Lifted,
+        merged: fx.GraphModule,
+        config: TomaConfig,
+        batched: Batched | None,
     ) -> PlanState:
         """What a rewritten graph keeps: with another graph, where that keeps the same."""
         for state in self.shared:
-            if state not in self.mine and state.fits(lifted):
-                self.mine.append(state)
+            if state not in self.mine and state.fits(lifted, batched):
+                if batched is not None or not state.serves_batches:  # else another graph may too
+                    self.mine.append(state)
                 return state
-        state = PlanState(lifted, inputs, merged.parameters(), config)
+        state = PlanState(lifted, merged.parameters(), config, batched)
         self.shared.append(state)
         self.mine.append(state)
         return state

@@ -19,6 +19,7 @@ from toma_fx.config import TomaConfig
 from toma_fx.fingerprint import SAMPLES, samples
 from toma_fx.operations import SELECT, WEIGH
 from toma_fx.passes.methods.slots import MOMENT
+from toma_fx.seen import Seen
 
 Moment = dict[str, Tensor]
 """What a graph has as inputs, by name."""
@@ -103,6 +104,7 @@ class EagerGuard:
         size = parts.timestep.numel() + len(parts.latents) * (SAMPLES + _PRINT)
         size += len(parts.conditioning) * _PRINT
         self.tally = guard.cold_tally(device)
+        self.seen = Seen()  # conditionings of calls that have computed, where steps may rest
         self._schedule = schedule
         self._memory = torch.zeros(slots, size, device=device)
         self._slots = torch.zeros(slots, guard.SLOT_SIZE, dtype=torch.int64, device=device)
@@ -114,8 +116,20 @@ class EagerGuard:
             f"{MOMENT}call": torch.zeros((), dtype=torch.int64, device=device),
         }
 
-    def advance(self, parts: Parts, number: int, fingerprint: Fingerprint) -> Moment:
-        """What is due at a call of this number."""
+    @property
+    def slots(self) -> int:
+        """How many conditionings are kept apart."""
+        return self._schedule.slots
+
+    def forget(self) -> None:
+        """Every picture begins anew."""
+        self.tally[guard.FRESH] = guard.RESET
+        self.seen = Seen()
+
+    def advance(
+        self, parts: Parts, number: int, fingerprint: Fingerprint, rests: bool = False
+    ) -> Moment:
+        """What is due at a call of this number; one that rests goes on with its slot."""
         how, device = self._schedule, parts.device
         latents = [tensor.detach() for tensor in parts.latents]
         phase, step, fresh, slot, *after = guard.decide(
@@ -128,8 +142,11 @@ class EagerGuard:
             how.select_every,
             how.weigh_every,
             how.take_turns,
-            rises=how.rises,
+            rests,
+            how.rises,
         )
+        if rests:
+            after = guard.unless(fresh, *self._state, *after)
         for kept, value in zip(self._state, after, strict=True):
             kept.copy_(value)
         happened = torch.stack((fresh, phase == SELECT, phase >= WEIGH))

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from toma_fx import guard
 from toma_fx.arguments import Arguments
 from toma_fx.arguments import Call as Given
 from toma_fx.eager_guard import EagerGuard, Moment, Parts, Schedule, parts_of
@@ -111,13 +110,22 @@ class Following:
             self._guards[key] = EagerGuard(schedule, parts)
         return self._guards[key]
 
+    def computed(self, schedule: Schedule, given: Given) -> Computed | None:
+        """Whether calls like this one have computed before; None where nothing tells the step."""
+        model = self._model()
+        parts = parts_of(self._arguments, given, schedule)
+        if model is None or parts is None:
+            return None
+        stream = stream_of(ids_of(model)) if any_open() else DEFAULT_STREAM
+        return Computed(self.guard_of(schedule, stream, parts), parts)
+
     def forget(self) -> None:
         """Every picture begins anew; statistics stay. Streams that are not open are given up."""
         model = self._model()
         mine = stream_of(ids_of(model)) if model is not None else ""
         for key, found in list(self._guards.items()):
             if key[1] in (DEFAULT_STREAM, mine):
-                found.tally[guard.FRESH] = guard.RESET
+                found.forget()
             else:
                 self._past = [sum(self._past, self._guards.pop(key).tally)]
 
@@ -147,6 +155,21 @@ class Following:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Following:
         return self  # the hooks of a copied model: they do nothing there
+
+
+class Computed(NamedTuple):
+    """A call, and what was computed under its conditioning before."""
+
+    guard: EagerGuard
+    parts: Parts
+
+    def knows(self) -> bool:
+        """Whether anything was, and its slot was not given up."""
+        return self.guard.seen.knows(self.parts.conditioning)
+
+    def add(self) -> None:
+        """The call has computed."""
+        self.guard.seen.add(self.parts.conditioning, self.guard.slots)
 
 
 class Call:
@@ -189,7 +212,7 @@ class Call:
             if parts is None:
                 return None
             found = self.following.guard_of(schedule, self._stream or DEFAULT_STREAM, parts)
-            return found.advance(parts, self.number, self.following.fingerprint)
+            return found.advance(parts, self.number, self.following.fingerprint, _rests.get())
 
 
 _numbers = itertools.count(1)
@@ -197,6 +220,7 @@ _following: weakref.WeakKeyDictionary[nn.Module, Following] = weakref.WeakKeyDic
 # Of this thread, innermost last.
 _calls: ContextVar[tuple[Call, ...]] = ContextVar("toma_fx calls", default=())
 _plain: ContextVar[bool] = ContextVar("toma_fx plain", default=False)
+_rests: ContextVar[bool] = ContextVar("toma_fx rests", default=False)
 
 
 def follow(model: nn.Module) -> Following:
@@ -250,11 +274,24 @@ def followings_in(parameters: Iterable[int]) -> list[Following]:
 @contextmanager
 def unfollowed() -> Iterator[None]:
     """Calls inside run plain blocks: nothing is due, and nothing grows older."""
-    token = _plain.set(True)
+    with _set(_plain):
+        yield
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Calls inside compute nothing: they go on with what was computed, and begin nothing."""
+    with _set(_rests):
+        yield
+
+
+@contextmanager
+def _set(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
     try:
         yield
     finally:
-        _plain.reset(token)
+        flag.reset(token)
 
 
 def calls() -> tuple[Call, ...]:

@@ -154,6 +154,17 @@ def decide(
     )
 
 
+def unless(fresh: Tensor, *state: Tensor) -> list[Tensor]:
+    """The state after a call; as it was before where the call is fresh.
+
+    Args:
+        fresh: bool scalar.
+        state: before, and as many tensors after it.
+    """
+    half = len(state) // 2
+    return [torch.where(fresh, *both) for both in zip(state[:half], state[half:], strict=True)]
+
+
 def count_selection(tally: Tensor) -> Tensor:
     """The statistics after a call of a graph without a timestep, which selects each time."""
     place = torch.arange(TALLY_SIZE, device=tally.device)

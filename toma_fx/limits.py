@@ -28,7 +28,7 @@ class Limit:
         name: of the option, `recompile_limit` or `accumulated_recompile_limit`.
         value: graphs that one function may have.
         function: the function, and where it stands.
-        cause: why the latest call fitted no graph, in Dynamo's words.
+        cause: why the latest call fitted no graph, in Dynamo's words, as far as they mean anything.
     """
 
     name: str
@@ -49,8 +49,26 @@ class Limit:
         )
 
 
+_UNTOLD = "'NoneType' object has no attribute"
+_BEHIND_A_VIEW = (
+    "a size that Dynamo made dynamic; the graph looks at it in the tensor behind a view, and the "
+    "latest call has none there"
+)
+
+
+def readable(cause: str) -> str:
+    """Dynamo's reason, or what it is where it gives an error of its own check instead."""
+    return _BEHIND_A_VIEW if _UNTOLD in cause else cause
+
+
 def shared_advice(limit: Limit) -> str:
     """What to do where models share a count: whoever calls `torch.compile` has no other."""
+    if limit.cause == _BEHIND_A_VIEW:
+        return (
+            "compile with dynamic=False, which has no such guard, and set torch._dynamo.config."
+            f"{limit.name} to twice the number of sizes; or compile by toma_fx.diffusers.apply"
+            "(..., regional=True), which counts for each model and needs neither"
+        )
     counting = ", ".join(f"{name}={value}" for name, value in own_count(64).items())
     own = f", or by torch.compile(..., {counting})" if counting else ""
     return (
@@ -83,7 +101,7 @@ class _Listener(logging.Handler):
         for known, callback in _callbacks:
             if known is backend:
                 name, value, function, cause = (str(arg).split("\n")[0] for arg in record.args[:4])
-                callback(Limit(name, int(value), function, cause), *bound)
+                callback(Limit(name, int(value), function, readable(cause)), *bound)
 
 
 def _compiling() -> Any:

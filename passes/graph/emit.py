@@ -14,12 +14,22 @@ from toma_fx.passes.graph.traces import Kind, trace
 
 
 class Emitter:
-    """Appends to a graph. Every node gets its fake value, computed as it is made."""
+    """Appends to a graph. Every node gets its fake value, computed as it is made.
 
-    def __init__(self, root: fx.GraphModule, graph: fx.Graph, mode: FakeTensorMode) -> None:
+    Args:
+        root: of the graph.
+        graph: where nodes go.
+        mode: of their values.
+        runs: whether the graph will be run; else what it keeps takes no memory.
+    """
+
+    def __init__(
+        self, root: fx.GraphModule, graph: fx.Graph, mode: FakeTensorMode, runs: bool = True
+    ) -> None:
         self.root = root
         self.graph = graph
         self._mode = mode
+        self._runs = runs
         self._kept: dict[object, Any] = {}
 
     def once(self, key: object, make: Callable[[], Any]) -> Any:
@@ -66,13 +76,20 @@ class Emitter:
                 if node.op == "call_function"
             }
 
-    def buffer(self, name: str, make: Callable[[], Tensor]) -> fx.Node:
-        """A new buffer of the graph module, and the node that reads it."""
-        with unset_fake_temporarily():
+    def buffer(self, name: str, make: Callable[[], Tensor], kept: bool = False) -> fx.Node:
+        """A new buffer of the graph module, and the node that reads it.
+
+        Args:
+            name: of the buffer.
+            make: its value.
+            kept: it may be large, and nothing reads its value before the graph runs.
+        """
+        fake = kept and not self._runs
+        with self._mode if fake else unset_fake_temporarily():
             value = make()
         self.root.register_buffer(name, value)
         node = self.graph.get_attr(name)
-        node.meta["val"] = self._mode.from_tensor(value, static_shapes=True)
+        node.meta["val"] = value if fake else self._mode.from_tensor(value, static_shapes=True)
         return node
 
 

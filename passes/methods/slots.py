@@ -91,7 +91,7 @@ class SlotBuffer(_Slots):
         self, name: str, slots: int, zeros: Callable[..., Tensor], sizes: tuple[int, ...]
     ) -> None:
         whole = sizes if self._slot is None else (slots, *sizes)
-        self.node = self._emit.buffer(name, lambda: zeros(whole))
+        self.node = self._emit.buffer(name, lambda: zeros(whole), kept=True)
 
     def read(self) -> fx.Node:
         """A node of `sizes`: what the slot holds here in the graph."""
@@ -121,7 +121,8 @@ class SlotTensors(_Slots):
         self, name: str, slots: int, zeros: Callable[..., Tensor], sizes: tuple[int, ...]
     ) -> None:
         self._nodes = [
-            self._emit.buffer(f"{name}_{slot}", lambda: zeros(sizes)) for slot in range(slots)
+            self._emit.buffer(f"{name}_{slot}", lambda: zeros(sizes), kept=True)
+            for slot in range(slots)
         ]
 
     def read(self) -> fx.Node:

@@ -15,6 +15,7 @@ from toma_fx.guard import (
     count_selection,
     decide,
     notice,
+    unless,
 )
 from toma_fx.operations import SELECT
 from toma_fx.passes.find.region import Group
@@ -79,7 +80,7 @@ class Clock:
         how = (*schedule, rests, "rises" in config.guard)
         phase, step, fresh, slot, *after = emit.inline(decide, *state, *parts, *how)
         if rests:
-            after = emit.inline(_unless, fresh, *state, *after)
+            after = emit.inline(unless, fresh, *state, *after)
         for buffer, value in zip(state, after, strict=True):
             emit.call(aten.copy_.default, (buffer, value))
         return Moment(phase, step, fresh, slot if slots > 1 else None, slots, self._pace)
@@ -137,9 +138,3 @@ def _samples(*tensors: Tensor) -> Tensor:
 
 def _fingerprint(*tensors: Tensor) -> Tensor:
     return fingerprint(tensors)
-
-
-def _unless(fresh: Tensor, *state: Tensor) -> list[Tensor]:
-    """The state after a call; as it was before where the call is fresh."""
-    half = len(state) // 2
-    return [torch.where(fresh, *both) for both in zip(state[:half], state[half:], strict=True)]

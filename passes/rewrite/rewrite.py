@@ -50,6 +50,7 @@ def rewrite(
     guard: GuardInputs,
     config: TomaConfig,
     pace: Pace = USUAL,
+    runs: bool = True,
 ) -> fx.GraphModule:
     """A new graph module whose regions run on merged tokens; `gm` is not modified.
 
@@ -60,6 +61,7 @@ def rewrite(
         guard: the inputs that the guard reads.
         config: temperature, unmerge, schedule.
         pace: what it computes of its regions; other than the usual only for methods that remember.
+        runs: whether it will be run, and not only be looked at.
 
     Raises:
         RegionRefused: the replay of a region contradicts its proof.
@@ -68,7 +70,7 @@ def rewrite(
     result = fx.GraphModule(torch.nn.Module(), graph)
     values = [node.meta.get("val") for node in gm.graph.nodes]
     mode = detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
-    emit = Emitter(result, graph, mode)
+    emit = Emitter(result, graph, mode, runs)
     full = FullLength(emit, stages)
     regions = REGIONS[pace.computes](emit, full, groups, config)
     plans_last = any(METHODS[group.method].stateful for group in groups)

@@ -175,10 +175,6 @@ def test_the_first_blocks_of_a_class_stay_at_full_length() -> None:
 
 def test_what_blocks_cannot_do_is_said_at_the_door() -> None:
     one = sdxl_pipe()
-    for name, value in (("rest_every", 2), ("dense_steps", (0,))):
-        how = config(method="refresh", window=8, **{name: value})
-        with pytest.raises(ConfigError, match=f"{name} needs the whole denoiser"):
-            apply(one.pipeline, how, regional=True)
     with pytest.raises(ConfigError, match="regional must be True or False"):
         apply(one.pipeline, regional="yes")
     with pytest.raises(PipelineError, match="no blocks that repeat"):

@@ -2,7 +2,8 @@
 
 Dynamo counts what it compiled by function, and models of diffusers share theirs: the ninth graph of
 a process would be none. Here every size of a merged graph is a function of its own; sizes are
-static in it, so that nothing would be shared anyway.
+static in it, so that nothing would be shared anyway. Batches share one: Dynamo makes their size a
+symbol when it has seen a second one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MERGED, PAIRED, RESTING, DENSE, PLAIN = KINDS = (
 )
 _COMPUTES = {MERGED: Computes.SHARE, RESTING: Computes.NONE, DENSE: Computes.ALL}
 Shared = dict[Hashable, list[PlanState]]
-"""What graphs of one denoiser remember, by the sizes of its inputs."""
+"""What graphs of one denoiser remember, by the sizes of its inputs, and by class where its blocks
+are compiled apart."""
 
 
 class Graph:
@@ -75,8 +77,10 @@ class Graph:
         return self._variants[key]
 
     def _key(self, call: Call) -> Hashable:
-        """What tells sizes apart."""
-        return tuple(tensor.shape for tensor in tensors(call)) if self.kind != PLAIN else None
+        """What tells sizes apart, but for the batch: Dynamo does that."""
+        if self.kind == PLAIN:
+            return None
+        return tuple((tensor.dim(), *tensor.shape[1:]) for tensor in tensors(call))
 
     def _new_variant(self, key: Hashable) -> Variant:
         return Variant(self.kind, self._recipe, self.shared.setdefault(key, []))
@@ -149,19 +153,22 @@ class Variant:
         self._config = recipe.config if kind != PLAIN else None
         if kind == PAIRED:
             self._config = changed(recipe.config, cfg_pairs=True)
-        self._shared = shared
-        self._function, self._run = self._compile(kind, self._config)
+        self._function, self._run = self._compile(kind, self._config, shared)
 
     def _compile(
-        self, kind: Kind, config: TomaConfig | None, calls: Callable[..., Any] | None = None
+        self,
+        kind: Kind,
+        config: TomaConfig | None,
+        shared: list[PlanState],
+        calls: Callable[..., Any] | None = None,
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """A function that calls a module, and what `torch.compile` makes of it."""
         recipe = self.recipe
         function = private_copy(calls or call_with_hooks, f"toma_{kind.replace(' ', '_')}")
         # Dynamo keeps every backend that it was given: this one keeps nothing alive.
         paced = None
-        if recipe.remembers and config is not None and not recipe.regional:
-            paced = Paced(Pace(_COMPUTES[kind], recipe.rest_every is not None), self._shared)
+        if recipe.remembers and config is not None:
+            paced = Paced(Pace(_COMPUTES[kind], recipe.rests_at_all), shared)
         backend = functools.partial(_compile, weakref.ref(self), config, recipe.compiler, paced)
         return function, torch.compile(
             function, backend=backend, **recipe.how, **own_count(recipe.limit)

@@ -25,9 +25,10 @@ _SLOT = "_compiled_call_impl"  # where `nn.Module.compile` puts what it compiled
 def apply(pipeline_or_model: T, config: TomaConfig | None = None, **compile_options: Any) -> T:
     """Compile the denoiser of a pipeline with token merging, in place.
 
-    Nothing runs yet: the first call compiles, and so does the first at another resolution or
-    batch size. Prompts, seeds, guidance scales and step counts share what is compiled. Plans are
-    forgotten where a picture begins, without waiting for the device.
+    Nothing runs yet: the first call compiles, and so does the first at another resolution. A single
+    item and the first other batch size may have a graph of their own, all further sizes share one.
+    Prompts, seeds, guidance scales and step counts share what is compiled. Plans are forgotten
+    where a picture begins, without waiting for the device.
 
     Pipelines that share a denoiser (`from_pipe`) may each be given, with configurations of their
     own: time, guidance and `merge_steps` follow the one that calls. Calls of one that was not
@@ -45,8 +46,7 @@ def apply(pipeline_or_model: T, config: TomaConfig | None = None, **compile_opti
             few megabytes of plans a size, and behind it the plain model runs after a warning.
             `regional=True` compiles the blocks that repeat, each class once, instead of the whole
             denoiser, which is followed (`toma_fx.follow`): a cold compile takes a fraction of the
-            time. A scope then ends with its block, patterns are over paths inside a block, and
-            `rest_every` and `dense_steps` are refused.
+            time. A scope then ends with its block, and patterns are over paths inside a block.
 
     Returns:
         What was given.

@@ -61,6 +61,11 @@ class Recipe:
         guard = (*self.config.guard, "rises")
         return replace(self, config=changed(self.config, guard=guard))
 
+    @property
+    def rests_at_all(self) -> bool:
+        """Whether any step should compute nothing."""
+        return self.rest_every is not None
+
     def is_dense(self, step: int, steps: int) -> bool:
         """Whether one of so many steps should compute all tokens."""
         return step in self.dense_steps or step - steps in self.dense_steps
@@ -101,8 +106,6 @@ def recipe_of(config: TomaConfig | None, given: Mapping[str, Any]) -> Recipe:
     merging, compiler = choose(given.get("mode"), {**fields, **options})
     hosted = config if isinstance(config, TokenMergingConfig) else TokenMergingConfig()
     _refuse_without_memory(merging, hosted)
-    if given.get("regional"):
-        _refuse_in_blocks(hosted)
     return Recipe(
         merging,
         compiler,
@@ -130,14 +133,6 @@ def _refuse_without_memory(merging: TomaConfig, hosted: TokenMergingConfig) -> N
                 f"{name} needs graphs that agree in their regions, and autotune measures each: "
                 "leave one of them out"
             )
-
-
-def _refuse_in_blocks(hosted: TokenMergingConfig) -> None:
-    """Graphs of other paces share a memory, which blocks compiled apart keep for themselves."""
-    asked = {"rest_every": hosted.rest_every is not None, "dense_steps": bool(hosted.dense_steps)}
-    for name, given in asked.items():
-        if given:
-            raise ConfigError(f"{name} needs the whole denoiser compiled: leave regional out")
 
 
 def _limit(value: object) -> int:

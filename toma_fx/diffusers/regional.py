@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,12 +19,22 @@ from torch import nn
 
 from toma_fx.arguments import Arguments, Call, as_contiguous
 from toma_fx.diffusers.denoiser import CompiledCall
-from toma_fx.diffusers.graphs import MERGED, PLAIN, Graph, Kind, Variant, call_with_hooks
+from toma_fx.diffusers.graphs import (
+    PLAIN,
+    RESTING,
+    Graph,
+    Kind,
+    Shared,
+    Variant,
+    call_with_hooks,
+)
 from toma_fx.diffusers.hooks import put_inside, take_out
 from toma_fx.diffusers.recipe import Recipe, changed
 from toma_fx.dynamo import forget
+from toma_fx.eager_guard import Schedule
 from toma_fx.errors import PipelineError
-from toma_fx.following import follow, is_followed, unfollow, unfollowed
+from toma_fx.following import Computed, follow, is_followed, resting, unfollow, unfollowed
+from toma_fx.owners import NothingRemembered
 from toma_fx.told import Told
 
 _SLOT = "_compiled_call_impl"
@@ -96,7 +106,8 @@ class RegionalCall(CompiledCall):
         return call  # it sees those of the blocks
 
     def _new_graph(self, kind: Kind, recipe: Recipe, like: Graph | None) -> Graph:
-        return RegionalGraph(kind, recipe, self._arguments)
+        shared = like.shared if like is not None else None
+        return RegionalGraph(kind, recipe, shared, self._arguments)
 
 
 class RegionalGraph(Graph):
@@ -105,21 +116,31 @@ class RegionalGraph(Graph):
     Two of as many tokens look alike to a block, but their windows lie elsewhere.
     """
 
-    def __init__(self, kind: Kind, recipe: Recipe, arguments: Arguments) -> None:
-        super().__init__(kind, recipe)
+    def __init__(
+        self, kind: Kind, recipe: Recipe, shared: Shared | None, arguments: Arguments
+    ) -> None:
+        super().__init__(kind, recipe, shared)
         self._arguments = arguments
 
     def _key(self, call: Call) -> Hashable:
         return Told(self._arguments, call, None).sides() if self.kind != PLAIN else None
 
     def _new_variant(self, key: Hashable) -> Variant:
-        return RegionalVariant(self.kind, self._recipe, [])
+        return RegionalVariant(self.kind, self._recipe, self.shared, key)
 
 
 class RegionalVariant(Variant):
-    """Compiled code for each class of blocks."""
+    """Compiled code for each class of blocks.
 
-    def __init__(self, kind: Kind, recipe: Recipe, shared: Sequence[Any]) -> None:
+    Args:
+        kind: of the graph.
+        recipe: how it is compiled.
+        shared: with the recipe's other graphs.
+        sides: by which pictures of this one are known in it.
+    """
+
+    def __init__(self, kind: Kind, recipe: Recipe, shared: Shared, sides: Hashable) -> None:
+        self._shared, self._sides = shared, sides
         self._of_class: dict[tuple[type, bool, bool], Callable[..., Any]] = {}
         self._functions: list[Callable[..., Any]] = []
         self._asked = 0
@@ -127,11 +148,22 @@ class RegionalVariant(Variant):
         super().__init__(kind, recipe, [])
 
     def __call__(self, model: nn.Module, call: Call) -> Any:
+        computed = self._computed(model, call)
+        if self.kind == RESTING and not (computed is not None and computed.knows()):
+            raise NothingRemembered  # before any block has counted the call
         runs, asked = self._runs, self._asked
-        with _running(self), unfollowed() if self.kind == PLAIN else nullcontext():
+        with _running(self), _HOW.get(self.kind, nullcontext)():
             result = model._call_impl(*call[0], **call[1])
+        if computed is not None and self.kind != RESTING:
+            computed.add()
         self._tell_bypassed(self._asked > asked and self._runs == runs)
         return result
+
+    def _computed(self, model: nn.Module, call: Call) -> Computed | None:
+        """Under which conditionings blocks have computed; None where no step needs to know."""
+        if self._config is None or not self.recipe.rests_at_all:
+            return None
+        return follow(model).computed(Schedule.of(self._config), call)
 
     def run(self, block: nn.Module, number: int, call: Call, hooked: bool = False) -> Any:
         """Run a block, the so-many-th of its class; without its hooks, where they run already."""
@@ -141,8 +173,9 @@ class RegionalVariant(Variant):
         if key not in self._of_class:
             # Which blocks are the first is known here alone.
             config = changed(self._config, skip_blocks=0) if merges and self._config else None
-            kind, calls = MERGED if merges else PLAIN, _forward if hooked else call_with_hooks
-            function, self._of_class[key] = self._compile(kind, config, calls)
+            kind, calls = self.kind if merges else PLAIN, _forward if hooked else call_with_hooks
+            shared = self._shared.setdefault((self._sides, key), [])
+            function, self._of_class[key] = self._compile(kind, config, shared, calls)
             self._functions.append(function)
         args, kwargs = self._arguments.for_dynamo(as_contiguous(call), merges)
         return self._of_class[key](block, *args, **kwargs)
@@ -182,6 +215,12 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # Paths of modules begin behind the name `self`.
     return type(self).forward(self, *args, **kwargs)
 
+
+_HOW: dict[Kind, Callable[[], AbstractContextManager[None]]] = {
+    PLAIN: unfollowed,
+    RESTING: resting,
+}
+"""What a followed model is told of calls that are no usual ones."""
 
 _variant: ContextVar[RegionalVariant | None] = ContextVar("toma_fx variant", default=None)
 
