@@ -116,6 +116,12 @@ class Owner:
         for kept in self.streams.values():
             kept.forget()
 
+    def begin(self) -> None:
+        """Select anew in the stream that is open here."""
+        kept = self.streams.get(stream_of(self.ids))
+        if kept is not None:
+            kept.forget()
+
     def _give_up(self, stream: str) -> None:
         tally = self.streams.pop(stream).tally
         if tally is not None:
@@ -206,10 +212,10 @@ class PlanState:
                 raise NothingRemembered
             try:
                 result = compiled(*args, *[tensors[name] for name in names])
-            except BaseException:
-                owner.forget()
+            except BaseException:  # other streams go on
+                owner.begin()
                 if owner.following is not None and told:
-                    owner.following.forget()
+                    owner.following.begin()
                 raise
             if told_apart is not None:
                 kept.seen.add(given, slots)
