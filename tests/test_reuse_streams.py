@@ -107,6 +107,23 @@ def test_streams_interleave_as_if_each_were_alone() -> None:
     assert_adds_up(stats, 18)
 
 
+def test_a_step_that_fails_leaves_other_streams_alone() -> None:
+    model = Tiny()
+    run, oracle = compiled(model), Oracle(model)
+    calls = generation(range(9, 0, -1))
+    for call in calls[:2]:
+        for name in ("a", "b"):
+            with toma_fx.stream(model, name):
+                assert same(run(*call), oracle(*call, stream=name))
+    with toma_fx.stream(model, "b"), failing():
+        run(*calls[2])
+    with toma_fx.stream(model, "a"):
+        assert same(run(*calls[2]), oracle(*calls[2], stream="a"))
+    with toma_fx.stream(model, "b"):
+        assert same(run(*calls[2]), Oracle(model)(*calls[2]))
+    assert reuse_stats(model).misses["reset"] == 1
+
+
 @pytest.mark.parametrize("slots", [1, 2])
 def test_prompts_interleave_as_if_each_were_alone(slots: int) -> None:
     """With a slot for each; with one in all every call selects, as the other was in between."""

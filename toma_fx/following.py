@@ -129,6 +129,14 @@ class Following:
             else:
                 self._past = [sum(self._past, self._guards.pop(key).tally)]
 
+    def begin(self) -> None:
+        """A picture begins anew in the stream that is open here."""
+        model = self._model()
+        mine = stream_of(ids_of(model)) if model is not None else ""
+        for key, found in self._guards.items():
+            if key[1] == mine:
+                found.tally[guard.FRESH] = guard.RESET
+
     def tallies(self) -> list[Tensor]:
         """Statistics: every call of the denoiser counts once."""
         return [*self._past, *(found.tally for found in self._guards.values())]

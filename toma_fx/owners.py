@@ -130,6 +130,13 @@ class Owner:
         for kept in self.streams.values():
             kept.forget()
 
+    def begin(self) -> None:
+        """Select anew in the stream that is open here."""
+        name = stream_of(self.ids)
+        for stream, kept in self.streams.items():
+            if stream.name == name:
+                kept.forget()
+
     def _give_up(self, stream: Stream) -> None:
         tally = self.streams.pop(stream).tally
         if tally is not None:
@@ -252,10 +259,10 @@ class PlanState:
                 raise NothingRemembered
             try:
                 result = compiled(*args, *[tensors[name] for name in names])
-            except BaseException:
-                owner.forget()
+            except BaseException:  # other streams go on
+                owner.begin()
                 if owner.following is not None and told:
-                    owner.following.forget()
+                    owner.following.begin()
                 raise
             if told_apart is not None:
                 kept.seen.add(given, slots)

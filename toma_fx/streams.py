@@ -40,6 +40,11 @@ def stream_of(parameters: Set[int]) -> str:
     return DEFAULT_STREAM
 
 
+def stream_here(model: nn.Module) -> str:
+    """The innermost open stream of a model."""
+    return stream_of(ids_of(model)) if any_open() else DEFAULT_STREAM
+
+
 def any_open() -> bool:
     """Whether any stream is open here."""
     return bool(_open.get())

@@ -12,6 +12,8 @@
     score         pictures to numbers
     speed         seconds of contestants beside the plain model, in turns
     flops         FLOPs of generations, counted as they run
+    crew          processes that share a run, and which batches are whose
+    ray_engine    the same as tasks of Ray, on one machine or several
     run           one model at one number of steps: all of the above
     rows          results, and curves of cost and distance through them
     verdicts      who is nearer at equal FLOPs and equal time

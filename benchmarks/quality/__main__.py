@@ -4,6 +4,7 @@
     python -m benchmarks.quality --model emoji-flux --quick --out build/quick
     python -m benchmarks.quality --model emoji-flux --rows acceptance --steps 28 12
     accelerate launch -m benchmarks.quality --model FOLDER --dino FOLDER --pairs 3000 --steps 50
+    python -m benchmarks.quality --engine ray --model FOLDER --pairs 3000 --steps 50
 
 A run that stops goes on where it stopped. `--pairs 150 --ablation-pairs 150 --prompts FILE` with 50
 prompts is the paper's protocol of ablations. With `--rounds 0` models may be painted side by side,
@@ -17,10 +18,10 @@ from accelerate import PartialState
 from rich.console import Console
 
 from benchmarks.machine import describe
-from benchmarks.quality import notes, plots, report, settings, verdicts
+from benchmarks.quality import notes, plots, ray_engine, report, settings, verdicts
 from benchmarks.quality.contestant import REFERENCE
 from benchmarks.quality.rows import Row
-from benchmarks.quality.run import Run, paint
+from benchmarks.quality.run import Run, paint, runs_of
 
 _SHOWN = (
     *("50% of the steps", "25% of the steps", "toma 0.25", "toma 0.5", "tomesd 0.5", "tofu 0.5"),
@@ -28,17 +29,15 @@ _SHOWN = (
     *("first block cache, half", "deepcache, every 2nd step"),
 )
 _ROWS = 12  # of a grid
-_QUICK = {"pairs": 32, "ablation_pairs": 32, "steps": [8]}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = settings.parser().parse_args(arguments)
-    if given.quick:
-        vars(given).update(_QUICK)
+    given = settings.given(arguments)
+    if given.engine == "ray":
+        ray_engine.paint(given)  # what is left for this process is to time, and to judge
     device = torch.device(given.device) if given.device else PartialState().device
-    painter = settings.painter_of(given, device)
     judge, missing = settings.judge_of(given, settings.prompts_of(given), device)
-    runs = [Run(given, painter, judge, steps) for steps in given.steps]
+    runs = runs_of(given, device, judge)
     paint(runs)
     if PartialState().is_main_process:
         try:

@@ -1,6 +1,6 @@
 """Pictures of every contestant, kept on disk batch by batch: a run that stops goes on.
 
-Several processes (`accelerate launch`, `torchrun`) share the batches; each writes its own files.
+Several processes share the batches (`crew`); each writes its own files.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import toma_fx
+from benchmarks.quality import crew
 from benchmarks.quality.contestant import Contestant
 from benchmarks.quality.forms import config_of, form
 from benchmarks.quality.painters import Painter
@@ -57,10 +57,9 @@ def produce(painter: Painter, one: Contestant, job: Job, folder: Path, model: An
     """
     place = folder / slug(one.name)
     claim(place, one, job)
-    state = PartialState()
-    starts = range(0, len(job.prompts), job.batch)
-    missing = [start for start in starts if not _file(place, start).exists()]
-    mine = missing[state.process_index :: state.num_processes]
+    member = crew.here()
+    starts = crew.shard(range(0, len(job.prompts), job.batch), member)
+    mine = [start for start in starts if not _file(place, start).exists()]
     if mine:
         given = nullcontext(model)
         with given if model is not None else form(painter, one, job.steps, job.backend) as run:
@@ -68,7 +67,7 @@ def produce(painter: Painter, one: Contestant, job: Job, folder: Path, model: An
                 pictures = paint(painter, one, job, start, run)
                 _write(pictures, _file(place, start))
         note(place, **_merged(one))
-    state.wait_for_everyone()
+    member.wait_for_everyone()
     return place
 
 
@@ -99,8 +98,8 @@ def slug(name: str) -> str:
 
 def claim(place: Path, one: Contestant, job: Job) -> None:
     """Pictures of another question are never taken for an answer to this one."""
-    state = PartialState()
-    if state.is_main_process:
+    member = crew.here()
+    if member.is_main_process:
         options = None if one.options is None else asdict(config_of(one.options))
         asked = {**asdict(one), "options": options}
         for irrelevant in ("main", "most", "group"):
@@ -109,16 +108,16 @@ def claim(place: Path, one: Contestant, job: Job) -> None:
         about = json.loads(json.dumps(whole))
         if not _about(place).exists():
             place.mkdir(parents=True, exist_ok=True)
-            _about(place).write_text(json.dumps({"asked": about}))
+            _save({"asked": about}, place)
         elif noted(place)["asked"] != about:
             raise ValueError(f"{place} holds pictures of other options: choose another --work")
-    state.wait_for_everyone()
+    member.wait_for_everyone()
 
 
 def note(place: Path, **more: Any) -> None:
     """Add to what is noted beside the pictures; the first process writes."""
-    if PartialState().is_main_process:
-        _about(place).write_text(json.dumps({**noted(place), **more}))
+    if crew.here().is_main_process:
+        _save({**noted(place), **more}, place)
 
 
 def _merged(one: Contestant) -> dict[str, int]:
@@ -136,6 +135,13 @@ def _write(pictures: Tensor, file: Path) -> None:
     new = file.with_suffix(".new")
     save_file({"pictures": (pictures.clamp(0, 1) * 255).round().byte()}, new)
     new.replace(file)
+
+
+def _save(about: dict[str, Any], place: Path) -> None:
+    """Whole or not at all: others may read it at any time."""
+    new = _about(place).with_suffix(".new")
+    new.write_text(json.dumps(about))
+    new.replace(_about(place))
 
 
 def _about(place: Path) -> Path:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.quality import flops, settings, speed
+from benchmarks.quality import crew, flops, settings, speed
 from benchmarks.quality.contestant import REFERENCE, Contestant
 from benchmarks.quality.contestants import distinct, everyone, selected
 from benchmarks.quality.flops import Pictures
@@ -57,11 +57,15 @@ class Run:
     def place(self, one: Contestant) -> Path:
         return self.folder / slug(one.name)
 
+    def claim(self, one: Contestant) -> None:
+        """Its folder for its pictures; raises `ValueError` where it holds others."""
+        claim(self.place(one), one, self._job(one))
+
     def settled(self, one: Contestant) -> Contestant:
         """With what its cache needs; found once, and noted beside its pictures."""
         if one.cache is None:
             return one
-        claim(self.place(one), one, self._job(one))
+        self.claim(one)
         known = noted(self.place(one)).get("settled")
         if known is None:
             self._say(f"settling {one.name}")
@@ -80,10 +84,10 @@ class Run:
         self._say(one.name)
         job = self._job(one)
         place = produce(self.painter, one, job, self.folder, model)
-        if one.shortens and PartialState().is_main_process:
+        if one.shortens and crew.here().is_main_process:
             models = {REFERENCE: reference, one.name: model}
             speed.measure(self.painter, one, job, self.given.rounds, place, models)
-        PartialState().wait_for_everyone()
+        crew.here().wait_for_everyone()
 
     def counted(self, one: Contestant) -> bool:
         """Whether its FLOPs are noted, or follow from its steps."""
@@ -151,6 +155,12 @@ class Run:
         self.console.print(f"{self.name}: {text}", style="dim")
 
 
+def runs_of(given: argparse.Namespace, device: torch.device, judge: Judge) -> list[Run]:
+    """One for each number of steps, by one painter."""
+    painter = settings.painter_of(given, device)
+    return [Run(given, painter, judge, steps) for steps in given.steps]
+
+
 def paint(runs: Sequence[Run]) -> None:
     """All pictures, costs and times; what one form of the denoiser makes, it makes in one go.
 
@@ -175,7 +185,7 @@ def _together(runs: Sequence[Run], name: str, reference: Any) -> None:
         for run in runs:
             run.make(run.runs[name], model, reference)
     missing = [run for run in runs if not run.counted(run.runs[name])]
-    if missing and PartialState().is_main_process:
+    if missing and crew.here().is_main_process:
         with flops.counting(runs[0].painter, one, runs[0].steps) as count:
             for run in missing:
                 run.count(run.runs[name], count)

@@ -22,6 +22,7 @@ from benchmarks.quality.score import Judge
 from benchmarks.sheets import to_tensor
 from toma_fx.demo.generators import NAMES
 
+_QUICK = {"pairs": 32, "ablation_pairs": 32, "steps": [8]}
 SSCD, LITE, DINO = "SSCD distance", "lite0 distance", "DINO distance"
 
 
@@ -52,6 +53,19 @@ def parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("build/quality"), help="pictures; a run goes on there")
     add("--out", type=Path, default=Path("benchmarks/results/quality"))
     add("--quick", action="store_true", help="32 pairs, 8 steps, the main contestants")
+    add("--engine", default="accelerate", choices=("accelerate", "ray"), help="of processes")
+    add("--shards", type=int, help="with Ray: tasks that paint; default: a GPU or CPU each")
+    add(
+        "--ray", default="local", metavar="ADDRESS", help="of a cluster; auto: the one of this node"
+    )
+    return found
+
+
+def given(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What a command line asks for."""
+    found = parser().parse_args(arguments)
+    if found.quick:
+        vars(found).update(_QUICK)
     return found
 
 

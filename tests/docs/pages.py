@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
-OTHERS = [*sorted(ROOT.glob("CONTRIBUTING.md")), *sorted((ROOT / "toma_fx").rglob("README.md"))]
+OTHERS = [
+    *sorted(ROOT.glob("CONTRIBUTING.md")),
+    *sorted(page for part in ("toma_fx", "examples") for page in (ROOT / part).rglob("README.md")),
+]
 
 
 class Fence(NamedTuple):

@@ -117,6 +117,24 @@ def test_the_table_of_compile_times() -> None:
     assert rows == compile_time.doc_rows(_json("compile_time_cpu.json")["cold_compile"])
 
 
+def test_the_table_of_serving() -> None:
+    (head, *rows) = next(t for t in tables(DOCS / "scale.md") if "orders" in t[0][0])
+    found = _json("serve_cpu.json")
+    assert head[0] == f"{found['requests']} orders, {found['clients']} clients, 2 replicas"
+    again, fates = found["asked again"], found["fates"]
+    ends = found["memory, MiB"].values()
+    memory = [f"{end['first']:.0f} → {end['last']:.0f} MiB" for end in ends if end]
+    assert [row[1] for row in rows] == [
+        str(fates["equal"]),
+        str(found["requests"] - fates["equal"]),
+        f"{again['busy']:,} times",
+        str(found["abandoned"]),
+        f"{sum(again.values()) - again['busy']} times",
+        ", ".join(memory),
+    ]
+    assert all("24 of 24 regions merged" in said for said in found["merging"].values())
+
+
 def test_windows_of_a_video() -> None:
     page = (RESULTS / "video_windows_cpu.md").read_text(encoding="utf-8")
     assert page == video_windows.markdown(_json("video_windows_cpu.json"))

@@ -24,7 +24,8 @@ from toma_fx.diffusers.progress import Moment, Progress
 from toma_fx.diffusers.recipe import Recipe
 from toma_fx.errors import PipelineWarning
 from toma_fx.owners import NothingRemembered
-from toma_fx.reuse import reset
+from toma_fx.reuse import begin
+from toma_fx.streams import stream_here
 
 # Denoisers whose pipelines run both halves of guidance as one batch, first the negative prompts.
 # Others call twice, or have guidance as an input; pairing their items would mix pictures.
@@ -60,8 +61,8 @@ class CompiledCall:
         self._model = model
         self._arguments = Arguments(model)
         self._progress = Progress()
-        self._pairs: tuple[torch.Size, bool] | None = None
-        self._latest: object = None  # the picture of the call before
+        self._pairs: dict[str, tuple[torch.Size, bool]] = {}  # by stream
+        self._latest: dict[str, object] = {}  # the picture of the call before, by stream
         self._told = False
         # Also where the model goes without `remove`; not at the end of the process.
         weakref.finalize(self, _free, self.graphs).atexit = False
@@ -110,13 +111,14 @@ class CompiledCall:
             return self._model._call_impl(*args, **kwargs)
         call = self._arguments.with_tensors((args, kwargs))
         timestep, latents = self._arguments.timestep(call), self._arguments.latents(call)
-        moment = Moment() if self.alone else self._progress.follow(timestep)
+        stream = stream_here(self._model)
+        moment = Moment() if self.alone else self._progress.follow(timestep, stream)
         if moment.begins:
             self._begin()
         recipe = self._recipe_of(moment.pipeline)
         kind = self._kind(recipe, moment, latents, kwargs)
         call = self._for_dynamo(call, kind)
-        self._latest = moment.picture
+        self._latest[stream] = moment.picture
         try:
             return self._run(recipe, kind, call, moment.step)
         except NothingRemembered:
@@ -126,8 +128,8 @@ class CompiledCall:
         return self._arguments.for_dynamo(call, merges=kind != PLAIN)
 
     def _begin(self) -> None:
-        reset(self._model)
-        self._pairs = None
+        begin(self._model)
+        self._pairs.pop(stream_here(self._model), None)
         for _, graph in self.graphs:
             graph.begin()
 
@@ -152,7 +154,8 @@ class CompiledCall:
             return MERGED
         if recipe.is_dense(moment.step, moment.steps):
             return DENSE
-        return RESTING if recipe.rests(moment.step) and moment.picture is self._latest else MERGED
+        goes_on = moment.picture is self._latest.get(stream_here(self._model))
+        return RESTING if recipe.rests(moment.step) and goes_on else MERGED
 
     def _in_pairs(self, moment: Moment, latents: Any, kwargs: dict[str, Any]) -> bool:
         """Whether the batch of this call is two halves of guidance."""
@@ -172,9 +175,12 @@ class CompiledCall:
 
     def _halves_are_equal(self, latents: Tensor) -> bool:
         """As guidance makes them; read once a picture, for pipelines that nobody knows."""
-        if self._pairs is None or self._pairs[0] != latents.shape:
-            self._pairs = latents.shape, torch.equal(*latents.chunk(2))
-        return self._pairs[1]
+        stream = stream_here(self._model)
+        size, equal = self._pairs.get(stream, (None, False))
+        if size != latents.shape:
+            equal = torch.equal(*latents.chunk(2))
+            self._pairs[stream] = latents.shape, equal
+        return equal
 
     def _run(self, recipe: Recipe, kind: Kind, call: Call, step: int | None) -> Any:
         """Run a call, and count it: by the plain graph behind the limit of another.

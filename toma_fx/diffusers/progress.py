@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from toma_fx.diffusers.caller import announced, mark
+from toma_fx.streams import DEFAULT_STREAM
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,15 @@ class Moment:
 
 
 class Progress:
-    """Follows the pipelines that share a denoiser; each is held weakly."""
+    """Follows the pipelines that share a denoiser; each is held weakly.
+
+    In each stream one picture is under way. Pictures of several streams may take turns.
+    """
 
     def __init__(self) -> None:
         self._followed: list[_Followed] = []
-        self._schedule: Tensor | None = None  # held, so that its memory is not taken by another
+        # By stream; held, so that their memory is not taken by others.
+        self._schedules: dict[str, Tensor] = {}
 
     @property
     def pipelines(self) -> list[Any]:
@@ -63,13 +68,14 @@ class Progress:
     def drop(self, pipeline: object) -> None:
         self._followed = [f for f in self._followed if f.pipeline() not in (pipeline, None)]
 
-    def follow(self, timestep: object) -> Moment:
+    def follow(self, timestep: object, stream: str = DEFAULT_STREAM) -> Moment:
         """Where a call stands; ask once a call.
 
         Args:
             timestep: the denoiser's argument.
+            stream: that the call belongs to.
         """
-        schedule = self._source(timestep)
+        schedule = self._source(timestep, stream)
         if schedule is None:
             return Moment()
         sharing = [f for f in self._followed if _timesteps(f.pipeline()) is schedule]
@@ -77,37 +83,54 @@ class Progress:
         if picture is None:
             pipelines = [followed.pipeline() for followed in sharing]
             picture = _pictures[schedule] = _Picture(schedule, pipelines, timestep)
-        begins, self._schedule = schedule is not self._schedule, schedule
+        begins = schedule is not self._schedules.get(stream)
+        self._schedules[stream] = schedule
         for followed in sharing:
-            followed.seen = schedule
+            followed.seen, followed.stream = schedule, stream
         return picture.moment(schedule, timestep, begins)
 
-    def _source(self, timestep: object) -> Tensor | None:
+    def _source(self, timestep: object, stream: str) -> Tensor | None:
         """The schedule that a timestep comes from; None where that is not clear."""
         schedules = [s for s in map(_timesteps, self.pipelines) if s is not None]
         if isinstance(timestep, Tensor) and _is_part(timestep):
-            known = [*schedules, *([self._schedule] if self._schedule is not None else [])]
+            known = [*schedules, *self._schedules.values()]
             same = [schedule for schedule in known if _shares_memory(timestep, schedule)]
             return same[0] if same else timestep
+        # Copies tell nothing: they are of a picture that begins, or go on with the stream's own,
+        # until it is done. A pipeline that painted in another stream is likely to paint there.
+        mine, others = self._fresh(stream)
+        for found in (mine, self._unfinished(stream, schedules), others):
+            if found is not None:
+                return found
+        return None
+
+    def _fresh(self, stream: str) -> tuple[Tensor | None, Tensor | None]:
+        """Timesteps that are new, of a pipeline of this stream or of none, and of other streams."""
+        found: dict[bool, Tensor] = {}
         for followed in self._followed:
-            fresh = _timesteps(followed.pipeline())
-            if fresh is not None and fresh is not followed.seen:
-                return fresh
-        # Copies tell nothing: they go on with the picture that began last, until it is done.
+            timesteps = _timesteps(followed.pipeline())
+            if timesteps is not None and timesteps is not followed.seen:
+                found.setdefault(followed.stream in (stream, None), timesteps)
+        return found.get(True), found.get(False)
+
+    def _unfinished(self, stream: str, schedules: list[Tensor]) -> Tensor | None:
+        """Timesteps of the picture that is under way in a stream."""
+        current = self._schedules.get(stream)
         for pipeline in self.pipelines:
             mine = _timesteps(pipeline)
-            only = self._schedule is None and len(schedules) == 1
-            if mine is not None and (mine is self._schedule or only) and not _is_done(pipeline):
+            only = current is None and len(schedules) == 1
+            if mine is not None and (mine is current or only) and not _is_done(pipeline):
                 return mine
         return None
 
 
 @dataclass
 class _Followed:
-    """A pipeline, and the timesteps that its scheduler had when last seen."""
+    """A pipeline, and the timesteps that its scheduler had when last seen, and in which stream."""
 
     pipeline: weakref.ref[Any]
     seen: Tensor | None
+    stream: str | None = None
 
 
 class _Picture:

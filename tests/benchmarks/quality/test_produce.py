@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.quality import produce
+from benchmarks.quality import crew, produce
 from benchmarks.quality.contestants import REFERENCE, Contestant
 from benchmarks.quality.painters import EmojiPainter
 from benchmarks.quality.produce import Job, noted, read
@@ -44,18 +44,13 @@ def test_pictures_are_made_once(painter: EmojiPainter, job: Job, tmp_path: Path)
     assert read(place, 4, job.batch).shape == (4, 3, 16, 16)
 
 
-def test_processes_share_the_batches(
-    painter: EmojiPainter, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class State:
-        num_processes, process_index, is_main_process = 2, 1, True
-
-        def wait_for_everyone(self) -> None: ...
-
-    monkeypatch.setattr(produce, "PartialState", State)
+def test_processes_share_the_batches(painter: EmojiPainter, job: Job, tmp_path: Path) -> None:
     counting = Counting(painter)
-    produce.produce(counting, PLAIN, job, tmp_path)
-    assert [seeds for _, seeds, _ in counting.asked] == [[2, 3]]
+    for index, seeds in enumerate(([0, 1], [2, 3])):
+        with crew.apart(index, 2):
+            produce.produce(counting, PLAIN, job, tmp_path)
+            produce.produce(counting, PLAIN, job, tmp_path)
+        assert [seeds for _, seeds, _ in counting.asked[index:]] == [seeds]
 
 
 def test_other_options_are_refused(painter: EmojiPainter, job: Job, tmp_path: Path) -> None:

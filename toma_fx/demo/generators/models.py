@@ -7,6 +7,7 @@ step follows the velocity, `noise − picture`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,14 +149,14 @@ class Generator:
         """One call of the denoiser: `noise − picture`, predicted.
 
         Args:
-            noisy: `[B, 3, pixels, pixels]`, pictures in [-1, 1] mixed with noise.
+            noisy: `[B, 3, height, width]`, pictures in [-1, 1] mixed with noise.
             sigma: `[B]` in [0, 1], the share of noise.
             text: of `B` captions.
             guidance: `[B]`, read by distilled models only.
             model: a compiled form of `model`, or another with its signature.
 
         Returns:
-            `[B, 3, pixels, pixels]`.
+            As `noisy`.
         """
         run = self.model if model is None else model
         call = self._flux if self.distilled else self._unet
@@ -165,8 +166,8 @@ class Generator:
         return (noisy - found) / sigma.clamp(min=_LEAST)[:, None, None, None]
 
     def _unet(self, run: Any, noisy: Tensor, sigma: Tensor, text: Text, guidance: Tensor) -> Tensor:
-        side = float(self.pixels)
-        sizes = noisy.new_tensor([side, side, 0, 0, side, side]).expand(len(noisy), -1)
+        size = [float(side) for side in noisy.shape[2:]]
+        sizes = noisy.new_tensor([*size, 0, 0, *size]).expand(len(noisy), -1)
         predicted = run(
             F.pixel_unshuffle(noisy, self.patch),
             sigma * 1000,
@@ -177,18 +178,18 @@ class Generator:
         return F.pixel_shuffle(predicted, self.patch)
 
     def _flux(self, run: Any, noisy: Tensor, sigma: Tensor, text: Text, guidance: Tensor) -> Tensor:
-        side = self.pixels // self.patch
+        sides = [side // self.patch for side in noisy.shape[2:]]
         predicted = run(
             hidden_states=F.pixel_unshuffle(noisy, self.patch).flatten(2).transpose(1, 2),
             encoder_hidden_states=text.words,
             pooled_projections=text.pooled,
             timestep=sigma,
-            img_ids=_positions(side, noisy.device),
+            img_ids=_positions(sides, noisy.device),
             txt_ids=torch.zeros(WORDS, 3, device=noisy.device),
             guidance=guidance,
             return_dict=False,
         )[0]
-        return F.pixel_shuffle(predicted.transpose(1, 2).unflatten(2, (side, side)), self.patch)
+        return F.pixel_shuffle(predicted.transpose(1, 2).unflatten(2, sides), self.patch)
 
 
 def build(name: str, size: str = "small") -> Generator:
@@ -236,8 +237,8 @@ def load(name: str, size: str = "small", file: Path | None = None) -> Generator:
     return generator
 
 
-def _positions(side: int, device: torch.device) -> Tensor:
-    """`[side², 3]`: zero, row, column, as the Flux pipeline passes them."""
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+def _positions(sides: Sequence[int], device: torch.device) -> Tensor:
+    """`[height · width, 3]`: zero, row, column, as the Flux pipeline passes them."""
+    rows, columns = torch.meshgrid(*map(torch.arange, sides), indexing="ij")
     ids = torch.stack((torch.zeros_like(rows), rows, columns), -1)
     return ids.flatten(0, 1).float().to(device)

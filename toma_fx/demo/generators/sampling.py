@@ -21,6 +21,7 @@ def generate(
     guidance: float = 2.5,
     model: Any = None,
     scheduler: Any = None,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """One picture a caption and seed.
 
@@ -34,9 +35,11 @@ def generate(
         model: a compiled form of the generator's model.
         scheduler: `FlowMatchEulerDiscreteScheduler`, for a model that follows where a generation
             stands; its timesteps are set anew. By default one of this call's own.
+        size: height and width in pixels, multiples of 4 `patch`; by default the square that the
+            generator was trained for, and others it draws less well.
 
     Returns:
-        `[B, 3, pixels, pixels]` float32 in [0, 1].
+        `[B, 3, height, width]` float32 in [0, 1].
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -45,7 +48,7 @@ def generate(
     # As the Flux pipeline spaces them: the default's last step would begin at almost no noise.
     scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=device)
     text = embed(captions).to(device)
-    picture = noise_of(seeds, generator.pixels).to(device)
+    picture = noise_of(seeds, *(size or (generator.pixels,))).to(device)
     for timestep in scheduler.timesteps:
         sigma = (timestep / 1000).expand(len(seeds))
         velocity = guided(generator, picture, sigma, text, guidance, model)
@@ -65,9 +68,9 @@ def guided(
     return empty + guidance * (with_text - empty)
 
 
-def noise_of(seeds: Sequence[int], pixels: int) -> Tensor:
-    """`[B, 3, pixels, pixels]`, each from its own seed, the same on every device."""
-    shape = (3, pixels, pixels)
+def noise_of(seeds: Sequence[int], height: int, width: int | None = None) -> Tensor:
+    """`[B, 3, height, width]`, square by default, each from its seed, the same on every device."""
+    shape = (3, height, width or height)
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
