@@ -30,7 +30,7 @@ from toma_fx.errors import ConfigError, TomaWarning
 from toma_fx.fingerprint import fingerprint
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods.slots import MOMENT
-from toma_fx.streams import DEFAULT_STREAM, any_open, ids_of, stream_of
+from toma_fx.streams import DEFAULT_STREAM, any_open, ids_of, stream_here, stream_of
 from toma_fx.told import Told
 from toma_fx.unchanged import Unchanged
 
@@ -116,8 +116,7 @@ class Following:
         parts = parts_of(self._arguments, given, schedule)
         if model is None or parts is None:
             return None
-        stream = stream_of(ids_of(model)) if any_open() else DEFAULT_STREAM
-        return Computed(self.guard_of(schedule, stream, parts), parts)
+        return Computed(self.guard_of(schedule, stream_here(model), parts), parts)
 
     def forget(self) -> None:
         """Every picture begins anew; statistics stay. Streams that are not open are given up."""
@@ -132,10 +131,10 @@ class Following:
     def begin(self) -> None:
         """A picture begins anew in the stream that is open here."""
         model = self._model()
-        mine = stream_of(ids_of(model)) if model is not None else ""
+        mine = stream_here(model) if model is not None else ""
         for key, found in self._guards.items():
             if key[1] == mine:
-                found.tally[guard.FRESH] = guard.RESET
+                found.forget()
 
     def tallies(self) -> list[Tensor]:
         """Statistics: every call of the denoiser counts once."""
