@@ -19,6 +19,7 @@ from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.methods.pace import Pace
 from toma_fx.passes.normalize.batch import Batch, with_sizes
 from toma_fx.passes.normalize.exchanges import flatten_exchanges
+from toma_fx.passes.normalize.gathers import flatten_gathers
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.normalize.wrapped import call_own_linears
 from toma_fx.passes.plan.plan import plan
@@ -84,6 +85,7 @@ class Again:
         result = one.run(self.pace)
         call_own_linears(result, self.inputs)
         flatten_exchanges(result)
+        flatten_gathers(result)
         return result
 
     def _fates(self, regions: Sequence[Region]) -> dict[int, Region]:

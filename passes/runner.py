@@ -16,7 +16,7 @@ from toma_fx.devices import PROFILES, DeviceProfile, find_profile
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.again import Again
 from toma_fx.passes.find.region import Forecast, Group, Region
-from toma_fx.passes.graph.exchanges import is_exchange
+from toma_fx.passes.graph.exchanges import meets_ranks
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.layouts.analysis import Analysis
 from toma_fx.passes.logs import record, tell_passed_on
@@ -31,6 +31,7 @@ from toma_fx.passes.normalize.batch import (
     with_sizes,
 )
 from toma_fx.passes.normalize.exchanges import flatten_exchanges
+from toma_fx.passes.normalize.gathers import flatten_gathers
 from toma_fx.passes.normalize.marks import LIFTED, lift_marks, refuse_unbacked
 from toma_fx.passes.normalize.normalize import normalize
 from toma_fx.passes.normalize.wrapped import call_own_linears
@@ -125,6 +126,7 @@ def run_passes(
             clock.time("verify", lambda: verify(normal, result))
             call_own_linears(result, example_inputs)
             flatten_exchanges(result)
+            flatten_gathers(result)
     except CannotRewrite as refusal:
         if denoisers_only and not told.followed and not regions:
             return _passed_on(gm, str(refusal))
@@ -185,7 +187,7 @@ def _refuse_measured(regions: list[Region], config: TomaConfig, device: torch.de
     exchanging = [
         region
         for region in regions
-        if region.status == "merged" and any(map(is_exchange, region.nodes))
+        if region.status == "merged" and any(map(meets_ranks, region.nodes))
     ]
     alike = not config.autotune and find_profile(config.device, device) in PROFILES.values()
     for region in exchanging if not alike else ():

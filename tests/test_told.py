@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.models import positions
 from toma_fx.arguments import Arguments
+from toma_fx.shards import WHOLE, Shard, shard_of
 from toma_fx.told import Told
 
 
@@ -18,9 +19,9 @@ class Model(nn.Module):
     def forward(self, hidden_states: Any, timestep: Any, **others: Any) -> None: ...
 
 
-def told(latents: Any, patch: Any = None, **others: Any) -> Told:
+def told(latents: Any, patch: Any = None, shard: Shard = WHOLE, **others: Any) -> Told:
     config = SimpleNamespace(**({} if patch is None else {"patch_size": patch}))
-    return Told(Arguments(Model()), ((latents, 5), others), config)
+    return Told(Arguments(Model()), ((latents, 5), others), config, shard)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,21 @@ def test_sides_beside_packed_latents() -> None:
     assert told(latents, img_shapes=[[(1, 6, 4), (1, 6, 4)]]).grid(48) is None
     assert told(latents, num_frames=2, height=3, width=4).grid(24) == (2, 3, 4)
     assert told(latents).grid(24) is None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_is_told_its_own_rows(rank: int) -> None:
+    shard = Shard(rank, 2)
+    ids = positions(6, 4)
+    found = told(torch.zeros(1, 24, 16), 1, shard, img_ids=ids)
+    assert torch.equal(found.positions(12), ids[12 * rank : 12 * (rank + 1)])
+    assert found.grid(12) == (3, 4)
+    assert found.grid(8) is None
+    assert told(torch.zeros(1, 4, 12, 8), 2, shard).grid(12) == (3, 4)
+    assert told(torch.zeros(1, 4, 6, 8), 2, shard).grid(6) is None  # within a row
+    assert told(torch.zeros(1, 4, 2, 12, 8), (1, 2, 2), shard).grid(24) == (1, 6, 4)
+    assert told(torch.zeros(1, 24, 16), None, shard, img_shapes=[[(1, 6, 4)]]).grid(12) == (3, 4)
+
+
+def test_who_shares_nothing_has_all_tokens() -> None:
+    assert shard_of(Model()) is WHOLE

@@ -30,6 +30,7 @@ from toma_fx.errors import ConfigError, TomaWarning
 from toma_fx.fingerprint import fingerprint
 from toma_fx.passes.graph.outside import Outside
 from toma_fx.passes.methods.slots import MOMENT
+from toma_fx.shards import shard_of
 from toma_fx.streams import DEFAULT_STREAM, any_open, ids_of, stream_here, stream_of
 from toma_fx.told import Told
 from toma_fx.unchanged import Unchanged
@@ -191,11 +192,12 @@ class Call:
         self._given = given
         self._stream = stream_of(ids_of(model)) if any_open() else ""
         self._config = getattr(model, "config", None)
+        self._shard = shard_of(model)
         self._moments: dict[Schedule, Moment | None] = {}
 
     def outside(self) -> Outside:
         """What a block is told that is compiled now."""
-        told = Told(self._arguments, self._given, self._config)
+        told = Told(self._arguments, self._given, self._config, self._shard)
         return Outside(True, told.grid, told.positions)
 
     def moment(self, schedule: Schedule, device: torch.device) -> Moment | None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from toma_fx.arguments import Arguments, Call
 from toma_fx.passes.graph.outside import grid_of_positions
+from toma_fx.passes.layouts.origins import whole_rows
+from toma_fx.shards import WHOLE, Shard
 from toma_fx.unchanged import Unchanged
 
 _IDS = ("img_ids", "image_ids")
@@ -23,12 +25,14 @@ class Told:
         arguments: how calls of the model are read.
         call: the call that runs.
         config: of the model; its `patch_size` tells how many latents are a token.
+        shard: which of the call's tokens reach a block.
     """
 
-    def __init__(self, arguments: Arguments, call: Call, config: Any) -> None:
+    def __init__(self, arguments: Arguments, call: Call, config: Any, shard: Shard = WHOLE) -> None:
         self._named = arguments.by_name(call)
         self._latents = self._named.get(arguments.latents_name)
         self._config = config
+        self._shard = shard
 
     def sides(self) -> Hashable:
         """What tells pictures of other sides apart; of coordinates it reads the largest.
@@ -42,7 +46,15 @@ class Told:
 
     def grid(self, tokens: int) -> tuple[int, ...] | None:
         """Sides of the picture of so many tokens; None where the call does not tell, or it is no
-        picture of one grid."""
+        picture of one grid. Of a rank's tokens they are those of its rows."""
+        count = self._shard.count
+        sides = self._whole_grid(tokens)
+        if sides is None and count > 1 and self.positions(tokens) is None:
+            sides = self._whole_grid(tokens * count)
+            return sides and whole_rows(sides, self._shard.rank * tokens, tokens)
+        return sides
+
+    def _whole_grid(self, tokens: int) -> tuple[int, ...] | None:
         ids = self.positions(tokens)
         grids = [grid_of_positions(ids)] if ids is not None else [*self._named_grids()]
         latents = self._latents
@@ -51,12 +63,16 @@ class Told:
         return next((g for g in grids if g is not None and math.prod(g) == tokens), None)
 
     def positions(self, tokens: int) -> Tensor | None:
-        """`[N, k]` coordinates of the picture's tokens, on the host."""
+        """`[N, k]` coordinates of the picture's tokens, or of a rank's, on the host."""
         for name in _IDS:
             ids = self._named.get(name)
             if isinstance(ids, Tensor):
                 rows = ids[0] if ids.dim() == 3 else ids
-                if rows.dim() == 2 and len(rows) == tokens and 2 <= rows.shape[1] <= 4:
+                if rows.dim() != 2 or not 2 <= rows.shape[1] <= 4:
+                    continue
+                if len(rows) == tokens * self._shard.count:
+                    rows = self._shard.own(rows)
+                if len(rows) == tokens:
                     return rows.detach().cpu()
         return None
 

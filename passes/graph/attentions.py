@@ -37,6 +37,9 @@ _TOKEN_AXIS = {
     "sageattention_internal::sageattn_autotuned": _TOKENS_FIRST,
 }
 
+NORMALISER, NORMALISER_AXIS = 1, 2
+"""Which result is the logarithm of what a query's row is divided by, `[B, H, N]`, if any is."""
+
 MASKS = ("attn_mask", "attn_bias", "bias")
 CAUSAL = ("is_causal", "causal")
 DROPOUT = ("dropout_p", "p")

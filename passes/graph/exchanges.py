@@ -19,9 +19,19 @@ def is_exchange(node: fx.Node) -> bool:
     return node.op == "call_function" and schema_name(node) == EXCHANGE
 
 
+def is_gather(node: fx.Node) -> bool:
+    """Whether each rank of a group gets what all of them have."""
+    return node.op == "call_function" and schema_name(node) == GATHER
+
+
 def is_wait(node: fx.Node) -> bool:
     """Whether a node waits for what an exchange has begun."""
     return node.op == "call_function" and schema_name(node) == WAIT
+
+
+def meets_ranks(node: fx.Node) -> bool:
+    """Whether every rank of a group has to run a node alike, or all wait for ever."""
+    return is_exchange(node) or is_gather(node)
 
 
 def is_even(node: fx.Node) -> bool:

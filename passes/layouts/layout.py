@@ -34,11 +34,15 @@ class Ranks:
         group: that exchanged them.
         axis: at whose place `r` the tokens are those of rank `r`; None once it is folded into the
             token axis, where the tokens of one rank follow those of another.
+        place: of the one rank whose tokens these are, taken out of all; then no axis counts ranks.
+        inner: what each of them had from an exchange in another group.
     """
 
     count: int
     group: str
     axis: int | None
+    place: int | None = None
+    inner: Ranks | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _KEEP_RANKS_APART = (
     aten.flatten.using_ints,
     aten.permute.default,
     aten.reshape.default,
+    aten.select.int,
     aten.swapaxes.default,
     aten.to.dtype,
     aten.transpose.int,
@@ -46,13 +47,29 @@ def with_ranks_on(layout: TokenLayout, axis: int | None) -> TokenLayout:
     return replace(layout, ranks=replace(layout.ranks, axis=axis))
 
 
+def of_one(layout: TokenLayout, place: int) -> TokenLayout:
+    """The tokens of one rank alone, by its place on the axis that counts ranks."""
+    assert layout.ranks is not None
+    place %= layout.ranks.count
+    return replace(layout, ranks=replace(layout.ranks, axis=None, place=place))
+
+
+def gathered(layout: TokenLayout, count: int, group: str) -> TokenLayout:
+    """What a gather makes of a layout whose first axis, of size one, becomes that of the ranks.
+
+    Each rank may have tokens of other groups already, from an exchange before.
+    """
+    batch = layout.batch or None
+    return replace(layout, batch=batch, ranks=Ranks(count, group, 0, inner=layout.ranks))
+
+
 def foldings(
     layout: TokenLayout, sizes: Sequence[int]
 ) -> Iterator[tuple[TokenLayout, tuple[int, ...]]]:
     """The ways to see a tensor: as it is, and with its ranks folded into the tokens, or apart."""
     yield layout, tuple(sizes)
     ranks, axis, batch = layout.ranks, layout.axis, layout.batch
-    if ranks is None:
+    if ranks is None or ranks.place is not None:
         return
     if ranks.axis is None:
         own = layout.segments[: len(layout.segments) // ranks.count]

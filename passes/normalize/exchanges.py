@@ -15,16 +15,12 @@ Precondition: sizes are static.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.exchanges import UNEVEN, is_even, is_exchange, is_wait
 from toma_fx.passes.graph.nodes import aten, shape
+from toma_fx.passes.normalize.inserted import insert_call
 
 _FLATTENS = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
 _RESHAPES = (aten.reshape.default, aten.view.default)
@@ -50,12 +46,12 @@ def unflatten_exchanges(gm: fx.GraphModule) -> None:
         if shape(source)[0] != ranks:
             continue
         with gm.graph.inserting_before(node):
-            whole = _call(gm.graph, aten.contiguous.default, (source,), node)
+            whole = insert_call(gm.graph, aten.contiguous.default, (source,), node)
             equal = [1] * ranks
-            exchanged = _call(gm.graph, node.target, (whole, equal, equal, group), node)
+            exchanged = insert_call(gm.graph, node.target, (whole, equal, equal, group), node)
         for wait in waits:
             with gm.graph.inserting_before(wait):
-                waited = _call(gm.graph, wait.target, (exchanged,), wait)
+                waited = insert_call(gm.graph, wait.target, (exchanged,), wait)
             wait.replace_all_uses_with(waited)
             gm.graph.erase_node(wait)
         gm.graph.erase_node(node)
@@ -73,12 +69,12 @@ def flatten_exchanges(gm: fx.GraphModule) -> None:
             continue
         share = [whole.meta["val"].numel() // len(sent)] * len(sent)
         with gm.graph.inserting_before(node):
-            flat = _call(gm.graph, aten.reshape.default, (whole, [-1]), node)
-            exchanged = _call(gm.graph, node.target, (flat, share, share, group), node)
+            flat = insert_call(gm.graph, aten.reshape.default, (whole, [-1]), node)
+            exchanged = insert_call(gm.graph, node.target, (flat, share, share, group), node)
         for wait in list(node.users):
             with gm.graph.inserting_before(wait):
-                waited = _call(gm.graph, wait.target, (exchanged,), wait)
-                back = _call(gm.graph, aten.reshape.default, (waited, list(sizes)), wait)
+                waited = insert_call(gm.graph, wait.target, (exchanged,), wait)
+                back = insert_call(gm.graph, aten.reshape.default, (waited, list(sizes)), wait)
             wait.replace_all_uses_with(back)
             gm.graph.erase_node(wait)
         gm.graph.erase_node(node)
@@ -88,17 +84,3 @@ def flatten_exchanges(gm: fx.GraphModule) -> None:
 def _gives_axes(wait: fx.Node) -> bool:
     """Whether all that reads the flat result says which axes it has."""
     return all(user.target in _RESHAPES for user in wait.users)
-
-
-def _call(
-    graph: fx.Graph, target: Callable[..., Any], args: tuple[Any, ...], like: fx.Node
-) -> fx.Node:
-    """A node where `graph` inserts, with the value that it would have."""
-    node = graph.call_function(target, args)
-    values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
-    node.meta = {key: value for key, value in like.meta.items() if key != "val"}
-    mode = detect_fake_mode(values)
-    assert mode is not None
-    with mode, torch.no_grad():
-        node.meta["val"] = target(*values)
-    return node

@@ -32,6 +32,7 @@ from toma_fx.passes.graph.metadata import keep_metadata
 from toma_fx.passes.graph.nodes import is_getitem, is_view, writes
 from toma_fx.passes.normalize.exchanges import unflatten_exchanges
 from toma_fx.passes.normalize.fresh_writes import fresh_writes_to_values
+from toma_fx.passes.normalize.gathers import unflatten_gathers
 from toma_fx.passes.normalize.idle_autocast import drop_idle_autocast
 from toma_fx.passes.normalize.interpret import Specialised, Tracing
 from toma_fx.passes.normalize.no_ops import drop_no_ops
@@ -68,6 +69,7 @@ def normalize(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModu
     fresh_writes_to_values(traced, mode)
     drop_no_ops(traced)
     unflatten_exchanges(traced)
+    unflatten_gathers(traced)
     _refuse_unknown_constants(traced)
     refuse_wrapped_activations(traced, example_inputs)
     keep_metadata(gm, traced)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -14,38 +16,16 @@ from torch.profiler import ProfilerActivity, profile
 import toma_fx
 from tests.eager_merge import HandMerge, HandPlan, merged_by_hand
 from tests.eager_refresh import HandRefresh, remembered_by_hand
-from tests.parallel.models import COLUMNS, MODELS, ROWS, Made, shard
+from tests.parallel import pipes, uneven
+from tests.parallel.models import COLUMNS, MODELS, RING, ROWS, ULYSSES, UNIFIED, Made, shard
 from tests.parallel.ranks import Results
+from tests.parallel.rings import rings_on_a_cpu
+from tests.parallel.settings import OPTIONS, RATIOS, TIMES, WINDOW, remembering
 from tests.traced import Traced
-from toma_fx import TomaConfig
+from toma_fx import TomaConfig, recall, rotation
 from toma_fx.diffusers import apply, remove
 from toma_fx.order import curve_table, order_from_positions
 from toma_fx.share import share_of
-
-WINDOW = 4
-OPTIONS: dict[str, Any] = {
-    "inner_backend": "eager",
-    "regions": "all",
-    "window": WINDOW,
-    "min_tokens": 16,
-}
-FIELDS = ("regions", "window", "min_tokens")
-RATIOS = (0.5, 0.75)
-KEYS = {0.5: "all", 0.75: "computed"}
-"""Whose keys and values attention sees, where tokens remember."""
-TIMES = (0.9, 0.7, 0.5)
-"""Steps of one picture."""
-
-
-def sent(run: Callable[[], Any]) -> list[int]:
-    """Bytes that each all-to-all of a call has sent, in order."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
-        run()
-    return [
-        4 * math.prod(event.input_shapes[0])
-        for event in seen.events()
-        if event.name == "_c10d_functional::all_to_all_single"
-    ]
 
 
 def local_order(ids: Tensor, ranks: int) -> Tensor:
@@ -55,13 +35,27 @@ def local_order(ids: Tensor, ranks: int) -> Tensor:
     return torch.cat([order + rank * len(order) for rank, order in enumerate(orders)])
 
 
-def far_cells(tokens: int, ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Places of tokens, those of another rank so far away that nobody is their neighbour."""
-    rows = ROWS // ranks
-    return tuple(
-        (row % rows + 64 * (row // rows), column)
-        for row, column in (divmod(token, COLUMNS) for token in range(tokens))
-    )
+def far_cells(grid: Sequence[int], ranks: int) -> Tensor:
+    """`[N, k]` places of tokens, those of another rank so far away that none is a neighbour.
+
+    Of a video no rank has rows of two frames. Cells are looked up by their number, modulo that of
+    all tokens: rows of another rank are whole grids, and its own place in one, away.
+    """
+    *frames, height, width = grid
+    total = math.prod((*frames, height))
+    own = total // ranks
+    row, column = torch.arange(total * width) // width, torch.arange(total * width) % width
+    away = row % own + (2 * total + own) * (row // own)
+    return torch.stack((*(torch.zeros_like(row) for _ in frames), away, column), 1)
+
+
+@contextmanager
+def neighbours_of_a_rank(ranks: int) -> Iterator[None]:
+    """One process remembers as several ranks do: no token hears of another rank's."""
+    recall.every_table.cache_clear()
+    with mock.patch.object(rotation, "grid_cells", lambda grid: far_cells(grid, ranks)):
+        yield
+    recall.every_table.cache_clear()
 
 
 class SmallWindows(HandMerge):
@@ -73,67 +67,86 @@ class SmallWindows(HandMerge):
 
 @dataclass(frozen=True)
 class Cases:
-    """How a model is run.
+    """How a model is run when it is sharded in one way.
 
     Attributes:
-        alone: ratios at which it is merged in one process as well, in the same windows.
-        toma: ratios at which it is merged when it is sharded.
+        toma: ratios at which it is merged.
         door: ratios at which it is, by `toma_fx.diffusers.apply`.
-        refresh: ratios at which it remembers when it is sharded.
-        by_hand: whether one process does both by hand, too.
+        blocks: ratios at which it is there, its blocks compiled apart.
+        refresh: ratios at which it remembers.
     """
 
-    alone: tuple[float, ...] = ()
     toma: tuple[float, ...] = (0.0, 0.5)
     door: tuple[float, ...] = ()
+    blocks: tuple[float, ...] = ()
     refresh: tuple[float, ...] = ()
-    by_hand: bool = False
+
+    @property
+    def merged(self) -> set[float]:
+        return {*self.toma, *self.door, *self.blocks} - {0.0}
 
 
-QUICK = {
-    "flux": Cases(toma=(0.0, 0.5), refresh=(0.5,), by_hand=True),
-    "qwen": Cases(alone=(0.5,)),
-    "wan": Cases(alone=(0.5,), toma=(0.0,), door=(0.5,)),
+Chosen = dict[str, dict[str, Cases]]
+"""By model and way."""
+QUICK: Chosen = {
+    "flux": {ULYSSES: Cases(refresh=(0.5,)), RING: Cases(blocks=(0.5,))},
+    "qwen": {ULYSSES: Cases(refresh=(0.5,))},
+    "wan": {ULYSSES: Cases(toma=(0.0,), door=(0.5,)), RING: Cases(toma=(0.75,), refresh=(0.75,))},
+    "ltx": {ULYSSES: Cases(toma=(0.5,))},
 }
-LONG = {
-    "flux": Cases(toma=(0.0, *RATIOS), refresh=RATIOS, by_hand=True),
-    "qwen": Cases(alone=(0.75,), toma=(0.0, 0.75)),
-    "wan": Cases(alone=(0.75,), toma=(0.0, 0.75)),
+_ALL = Cases(toma=(0.0, *RATIOS), door=(0.5,), blocks=RATIOS, refresh=RATIOS)
+LONG: Chosen = {name: {ULYSSES: _ALL, RING: _ALL} for name in ("flux", "qwen", "wan")}
+LONG["ltx"] = {ULYSSES: _ALL}
+FOUR: Chosen = {
+    name: ways | ({UNIFIED: Cases(refresh=RATIOS)} if RING in ways else {})
+    for name, ways in LONG.items()
 }
 
 
-def small_models(rank: int, ranks: int, cases: dict[str, Cases]) -> Results:
+def quick(rank: int, ranks: int) -> Results:
+    """What every change is tested by, in one group."""
+    found = small_models(rank, ranks, QUICK)
+    found["pictures"] = pipes.pictures(rank, ranks)
+    found["refused"] = uneven.refused(rank, ranks)
+    return found
+
+
+def small_models(rank: int, ranks: int, chosen: Chosen) -> Results:
     """Each model alone and sharded, plain and merged."""
-    found = {}
-    for name, mine in cases.items():
-        made = MODELS[name]()
-        alone = _alone(made, ranks, mine) if rank == 0 else {}
-        found[name] = alone | _sharded(made, ranks, mine)
-    return found
-
-
-def _alone(made: Made, ranks: int, cases: Cases) -> Results:
-    """In one process, which the other ranks wait for."""
-    found: Results = {"plain": made.model(**made.given)[0]}
-    traced = Traced(made.model)
-    for ratio in cases.alone:
-        found["alone", ratio] = traced.compiled(**OPTIONS, ratio=ratio)(**made.given)[0]
-    if cases.by_hand:
-        found["by hand"] = _by_hand(made, ranks)
-    return found
-
-
-def _sharded(made: Made, ranks: int, cases: Cases) -> Results:
     found: Results = {}
-    shard(made.model, ranks)
+    for name, ways in chosen.items():
+        made = MODELS[name]()
+        alone = _alone(name, made, ranks, ways) if rank == 0 else {}
+        found[name] = {"alone": alone}
+        for way, cases in ways.items():
+            with nullcontext() if way == ULYSSES else rings_on_a_cpu():
+                found[name][way] = _sharded(MODELS[name](), ranks, way, cases)
+    return found
+
+
+def _alone(name: str, made: Made, ranks: int, ways: dict[str, Cases]) -> Results:
+    """In one process, which the other ranks wait for: Flux by hand, others in the same windows."""
+    merged = {ratio for cases in ways.values() for ratio in cases.merged}
+    refresh = {ratio for cases in ways.values() for ratio in cases.refresh}
+    found: Results = {"plain": made.model(**made.given)[0]}
+    if name == "flux":
+        return found | _by_hand(made, ranks, merged, refresh)
+    torch._dynamo.reset()
+    traced = Traced(made.model)
+    for ratio in merged:
+        found["toma", ratio] = traced.compiled(**OPTIONS, ratio=ratio)(**made.given)[0]
+    with neighbours_of_a_rank(ranks):
+        for ratio in refresh:
+            run = traced.compiled(**remembering(ratio))
+            found["refresh", ratio] = [run(**made.step(time))[0] for time in TIMES]
+    return found
+
+
+def _sharded(made: Made, ranks: int, way: str, cases: Cases) -> Results:
+    found: Results = {}
+    shard(made.model, ranks, way)
     for ratio in cases.door:  # first: no hook has been called before
-        config = TomaConfig(**{name: OPTIONS[name] for name in FIELDS}, ratio=ratio)
-        options = {"inner_backend": OPTIONS["inner_backend"]}
-        apply(made.model, config, fullgraph=True, options=options)
-        found["toma", ratio] = made.model(**made.given)[0]
-        found["regions", ratio] = _kinds()
-        found["sent", ratio] = sent(lambda: made.model(**made.given))
-        remove(made.model)
+        _by_the_door(made, "door", ratio, found)
     found["sharded"] = made.model(**made.given)[0]
     found["sent"] = sent(lambda: made.model(**made.given))
     torch._dynamo.reset()
@@ -141,31 +154,62 @@ def _sharded(made: Made, ranks: int, cases: Cases) -> Results:
     for ratio in cases.toma:
         run = traced.compiled(**OPTIONS, ratio=ratio)
         found["toma", ratio] = run(**made.given)[0]
-        found["regions", ratio] = _kinds()
-        found["sent", ratio] = sent(lambda: run(**made.given))  # noqa: B023 - called at once
+        found["regions", "toma", ratio] = _kinds()
+        found["sent", "toma", ratio] = sent(lambda: run(**made.given))  # noqa: B023
     for ratio in cases.refresh:
-        options = {"ratio": ratio, "method": "refresh", "scope": "region", "keys": KEYS[ratio]}
-        options["extrapolate"] = 0.5  # a fitted trend is that of a rank's own tokens
-        run = traced.compiled(**OPTIONS, **options)
+        run = traced.compiled(**remembering(ratio))
         found["refresh", ratio] = [run(**made.step(time))[0] for time in TIMES]
-        found["sent by refresh", ratio] = sent(lambda: run(**made.step(0.1)))  # noqa: B023
+        found["sent", "refresh", ratio] = sent(lambda: run(**made.step(0.1)))  # noqa: B023
+    for ratio in cases.blocks:
+        _by_the_door(made, "blocks", ratio, found, regional=True)
     return found
 
 
+def _by_the_door(made: Made, name: str, ratio: float, found: Results, **more: Any) -> None:
+    options = dict(OPTIONS)
+    inner = {"inner_backend": options.pop("inner_backend")}
+    config = TomaConfig(**options, ratio=ratio)
+    apply(made.model, config, fullgraph=True, options=inner, **more)
+    found[name, ratio] = made.model(**made.given)[0]
+    found["regions", name, ratio] = _kinds()
+    found["sent", name, ratio] = sent(lambda: made.model(**made.given))
+    remove(made.model)
+
+
 def _kinds() -> list[tuple[str, str, int, int]]:
+    """Of the graph that was compiled last."""
     regions = toma_fx.last_report().regions
     return [(r.kind, r.status, r.tokens, r.merged_tokens) for r in regions]
 
 
-def _by_hand(made: Made, ranks: int) -> Results:
+def sent(run: Callable[[], Any]) -> dict[str, list[int]]:
+    """Bytes that each exchange of a call has sent, and each gather has been given, in order."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        run()
+    return {
+        kind: [
+            4 * math.prod(event.input_shapes[0])
+            for event in seen.events()
+            if event.name == f"_c10d_functional::{operation}"
+        ]
+        for kind, operation in (("traded", "all_to_all_single"), ("gathered", _GATHER))
+    }
+
+
+_GATHER = "all_gather_into_tensor"
+
+
+def _by_hand(made: Made, ranks: int, merged: set[float], refresh: set[float]) -> Results:
     """Flux in one process, whose windows, or neighbours, are those of each rank."""
     found: Results = {}
-    for ratio in RATIOS:
+    for ratio in merged:
         sequence = local_order(made.given["img_ids"], ranks)
         how = SmallWindows(ratio, "run", lambda n: sequence)  # noqa: B023 - called at once
         with merged_by_hand(made.model, how):
             found["toma", ratio] = made.model(**made.given)[0]
-        memory = HandRefresh(share_of(ratio), lambda n: far_cells(n, ranks), KEYS[ratio])
+    cells = tuple(map(tuple, far_cells((ROWS, COLUMNS), ranks).tolist()))
+    for ratio in refresh:
+        memory = HandRefresh(share_of(ratio), lambda n: cells, remembering(ratio)["keys"])
         memory.settings["trend"] = 0.5
         with remembered_by_hand(made.model, memory) as call:
             memory.begin()

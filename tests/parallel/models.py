@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     ContextParallelConfig,
     FluxTransformer2DModel,
+    LTXVideoTransformer3DModel,
     QwenImageTransformer2DModel,
     WanTransformer3DModel,
 )
@@ -108,10 +109,44 @@ def wan() -> Made:
     )
 
 
-MODELS: dict[str, Callable[[], Made]] = {"flux": flux, "qwen": qwen, "wan": wan}
+def ltx(masked: bool = False) -> Made:
+    """Two videos; with a mask of its text no attention of diffusers' runs sharded."""
+    torch.manual_seed(0)
+    model = LTXVideoTransformer3DModel(
+        **_SIZES,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=HEADS * HEAD,
+        caption_channels=12,
+        num_layers=1,
+    )
+    return Made(
+        alive(model).eval(),
+        {
+            "hidden_states": noise(2, FRAMES * TOKENS, 4),
+            "encoder_hidden_states": noise(2, WORDS, 12),
+            "encoder_attention_mask": torch.ones(2, WORDS) if masked else None,
+            "timestep": torch.full((2,), 500.0),
+            "num_frames": FRAMES,
+            "height": ROWS,
+            "width": COLUMNS,
+            "return_dict": False,
+        },
+    )
 
 
-def shard(model: Any, ranks: int, **more: Any) -> None:
+MODELS: dict[str, Callable[[], Made]] = {"flux": flux, "qwen": qwen, "wan": wan, "ltx": ltx}
+ULYSSES, RING, UNIFIED = "ulysses", "ring", "unified"
+"""How attention meets the tokens of other ranks; the last does both, on four of them."""
+
+
+def degrees(way: str, ranks: int) -> dict[str, int]:
+    """Of `ContextParallelConfig`."""
+    ring = {ULYSSES: 1, RING: ranks, UNIFIED: 2}[way]
+    return {"ulysses_degree": ranks // ring, "ring_degree": ring}
+
+
+def shard(model: Any, ranks: int, way: str = ULYSSES, **more: Any) -> None:
     """As diffusers does it, but for Wan's timestep: its hook warns of it, which breaks the graph.
 
     Without an axis of tokens nothing of it is cut anyway.
@@ -119,5 +154,5 @@ def shard(model: Any, ranks: int, **more: Any) -> None:
     plan = dict(model._cp_plan)
     if "timestep" in plan.get("", {}):
         del plan[""]
-    config = ContextParallelConfig(ulysses_degree=ranks, **more)
+    config = ContextParallelConfig(**degrees(way, ranks), **more)
     model.enable_parallelism(config=config, cp_plan=plan)

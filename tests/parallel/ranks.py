@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-SECONDS = 250
+SECONDS = 500
 """For each rank; after so long a group hangs: one waits for what no other sends."""
 
 Results = dict[str, Any]

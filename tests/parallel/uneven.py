@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import toma_fx
 from tests.helpers import Attention
-from tests.parallel.cases import OPTIONS
-from tests.parallel.models import WORDS, flux, shard
+from tests.parallel.models import WORDS, flux, ltx, shard
 from tests.parallel.ranks import Results
+from tests.parallel.settings import OPTIONS
 
 
 class Uneven(Attention):
@@ -67,6 +67,9 @@ def refused(rank: int, ranks: int) -> Results:
     found["ring"] = _error(lambda: made.model(**made.given))
     with attention_backend("_native_flash"):
         found["ring by flash"] = _error(lambda: made.model(**made.given))
+    made = ltx(masked=True)
+    shard(made.model, ranks)
+    found["ltx with a mask"] = _error(lambda: made.model(**made.given))
     counts = [48, 16]
     model = Uneven(counts).eval()
     x = torch.randn(1, counts[rank], 16, generator=torch.Generator().manual_seed(rank))

@@ -40,10 +40,26 @@ def attention(node: fx.Node, flow: Flow) -> Step:
             changed[name] = new
     if not isinstance(node.meta["val"], tuple | list):
         return _step(node, query, changed)
-    if any(user.args[1] != 0 for user in node.users if user.users):
+    return _step(node, (query, *_beside(node, query)), changed)
+
+
+def _beside(node: fx.Node, query: TokenLayout | None) -> list[TokenLayout | None]:
+    """What the attention returns beside its result: of each query the normaliser, if it is read.
+
+    Raises:
+        CannotRewrite: anything else is read, or normalisers that are padded.
+    """
+    found: list[TokenLayout | None] = [None] * (len(node.meta["val"]) - 1)
+    read = {user.args[1]: user for user in node.users if user.users}
+    if not read.keys() <= {0, attentions.NORMALISER}:
         raise CannotRewrite("what the attention returns beside its result is read", node)
-    rest = (None,) * (len(node.meta["val"]) - 1)
-    return _step(node, (query, *rest), changed)
+    normaliser = read.get(attentions.NORMALISER)
+    if normaliser is not None and query is not None:
+        axis = attentions.NORMALISER_AXIS
+        if shape(normaliser)[axis : axis + 1] != (query.length,):
+            raise CannotRewrite("the attention pads the normaliser that is read", node)
+        found[attentions.NORMALISER - 1] = query.moved(axis, query.batch)
+    return found
 
 
 def _step(node: fx.Node, layout: Any, changed: dict[str, Any]) -> Step:

@@ -1,8 +1,9 @@
 """Rules for exchanges between ranks: the same counts on all of them by shape alone, or a refusal.
 
 Under Ulysses an all-to-all trades heads for tokens before attention, and back behind it. Its first
-axis has a place for every rank. Whatever is merged has then one length on all ranks, because all
-run the same graph: a rank that sent less than another waits for would wait for ever.
+axis has a place for every rank. In a ring a gather brings the keys and values of all ranks, whose
+queries meet those of one rank after another. Whatever is merged has then one length on all ranks,
+because all run the same graph: a rank that sent less than another waits for would wait for ever.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.exchanges import EXCHANGE, GATHER, UNEVEN, WAIT, is_even
 from toma_fx.passes.graph.nodes import op_name, shape
 from toma_fx.passes.layouts.layout import Step, TokenLayout
-from toma_fx.passes.layouts.ranks import exchanged
+from toma_fx.passes.layouts.ranks import exchanged, gathered
 from toma_fx.passes.layouts.rules.table import Flow, layout_rule
 
 
@@ -37,10 +38,13 @@ def wait(node: fx.Node, flow: Flow) -> Step:
 
 @layout_rule(GATHER)
 def gather(node: fx.Node, flow: Flow) -> Step:
-    """The first axes of all ranks, one after the other: of whole tokens alone."""
+    """The first axes of all ranks, one after the other: they count ranks where each has one."""
     layout = _layout(node, flow)
+    source, count, group = node.args
+    if layout.axis and shape(source)[0] == 1:
+        return Step(gathered(layout, count, group), node.args)
     if layout.is_merged or layout.axis == 0:
-        raise CannotRewrite(f"{op_name(node)} gathers merged tokens of all ranks", node)
+        raise CannotRewrite(f"{op_name(node)} joins items, or merged tokens, of all ranks", node)
     return Step(layout.moved(layout.axis, None), node.args)
 
 

@@ -142,6 +142,7 @@ def agreed(node: fx.Node, layouts: list[TokenLayout | None]) -> TokenLayout:
     aten.detach.default,
     aten.type_as.default,
     aten.hardswish.default,
+    aten.log_sigmoid.default,
     aten.selu.default,
     aten.rsub.Scalar,
 )

@@ -11,7 +11,7 @@ from torch import fx
 from toma_fx.errors import CannotRewrite
 from toma_fx.passes.graph.nodes import aten, op_name, shape
 from toma_fx.passes.layouts.layout import Step, TokenCount, TokenLayout
-from toma_fx.passes.layouts.ranks import foldings, ranks_axis, with_ranks_on
+from toma_fx.passes.layouts.ranks import foldings, of_one, ranks_axis, with_ranks_on
 from toma_fx.passes.layouts.rules.pointwise import agreed
 from toma_fx.passes.layouts.rules.table import Flow, layout_rule
 
@@ -165,8 +165,13 @@ def repeat(node: fx.Node, flow: Flow) -> Step:
 
 @layout_rule(aten.select.int)
 def select(node: fx.Node, flow: Flow) -> Step:
+    """One place of another axis; on the axis that counts ranks, one of them."""
     layout, before = _input(node, flow)
-    return Step(_dropped(node, layout, node.args[1] % len(before)), node.args)
+    dim, ranks = node.args[1] % len(before), ranks_axis(layout)
+    if dim == ranks:
+        layout, ranks = of_one(layout, node.args[2]), None
+    moved = _dropped(node, layout, dim)
+    return Step(moved if ranks is None else with_ranks_on(moved, ranks - (ranks > dim)), node.args)
 
 
 @layout_rule(aten.slice.Tensor)

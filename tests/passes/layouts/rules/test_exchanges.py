@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,21 +10,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.helpers import (
-    Attention,
-    Block,
-    Sequence,
-    assert_untouched,
-    capture,
-    merged,
-    repeated_tokens,
-    rotary,
+from tests.helpers import Attention, assert_untouched, capture, merged, repeated_tokens, rotary
+from tests.passes.layouts.rules.sharded import (
+    RANKS,
+    attend,
+    group,
+    to_all_heads,
+    to_all_tokens,
 )
 from toma_fx.devices import PROFILES
 from toma_fx.passes.graph.exchanges import is_exchange
@@ -33,39 +29,8 @@ from toma_fx.passes.layouts.ranks import foldings
 from toma_fx.passes.normalize.exchanges import flatten_exchanges
 from toma_fx.passes.normalize.normalize import normalize
 
-RANKS, HEADS = 2, 4
+__all__ = ["group"]  # the fixture of these tests
 Change = Callable[..., Tensor]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def group() -> Iterator[None]:
-    """One of two ranks, whose exchanges take and give nothing: shapes are what they would be."""
-    dist.init_process_group("fake", rank=0, world_size=RANKS, store=FakeStore())
-    yield
-    dist.destroy_process_group()
-
-
-def exchange(x: Tensor, shares: list[int] | None = None) -> Tensor:
-    flat = funcol.all_to_all_single(x.flatten(), shares, shares, dist.group.WORLD)
-    return funcol.wait_tensor(flat.reshape(x.shape))
-
-
-def to_all_tokens(x: Tensor) -> Tensor:
-    """`[B, N, C]` to `[B, ranks · N, H / ranks, D]`: some heads of the tokens of all ranks."""
-    parts = x.unflatten(-1, (RANKS, HEADS // RANKS, -1)).permute(2, 1, 0, 3, 4)
-    return exchange(parts.contiguous()).flatten(0, 1).permute(1, 0, 2, 3).contiguous()
-
-
-def to_all_heads(x: Tensor) -> Tensor:
-    """Back to `[B, N, C]`."""
-    batch, tokens, heads, width = x.shape
-    parts = x.reshape(batch, RANKS, tokens // RANKS, heads, width).permute(1, 3, 0, 2, 4)
-    return exchange(parts.contiguous()).flatten(0, 1).permute(1, 2, 0, 3).flatten(2)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    parts = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*parts, **options).transpose(1, 2)
 
 
 def ulysses(change: Change | None = None, **options: Any) -> Attention:
@@ -155,43 +120,6 @@ def test_an_exchange_of_tokens_themselves_is_refused() -> None:
         return attend(*(p.unflatten(-1, (4, 4)) for p in (moved, k, v))).flatten(2)
 
     assert_untouched(Attention(inner), repeated_tokens(1, 64), reason="cuts tokens or items")
-
-
-def test_a_gather_of_merged_tokens_is_refused() -> None:
-    def inner(_: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = (funcol.all_gather_tensor(p, 0, dist.group.WORLD) for p in (k, v))
-        parts = (q, keys.view(1, 128, 16), values.view(1, 128, 16))
-        return attend(*(p.unflatten(-1, (4, 4)) for p in parts)).flatten(2)
-
-    reason = "gathers merged tokens of all ranks"
-    assert_untouched(Attention(inner), repeated_tokens(1, 64), reason=reason)
-
-
-def test_attention_behind_a_ring_is_refused_and_what_is_beside_it_merged() -> None:
-    """As diffusers writes it, with the kernel of a CPU: keys and values of all ranks, in turn."""
-
-    def inner(_: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        query, key, value = (part.unflatten(-1, (HEADS, -1)) for part in (q, k, v))
-        both = torch.cat((key.flatten(), value.flatten())).contiguous()
-        turns = funcol.all_gather_tensor(both, 0, dist.group.WORLD).chunk(RANKS)
-        out, normaliser = flash(query, key, value)
-        for turn in turns[1:]:
-            parts = (half.reshape_as(key) for half in turn.chunk(2))
-            next_out, next_normaliser = flash(query, *parts)
-            out = out - torch.sigmoid(next_normaliser - normaliser) * (out - next_out)
-            normaliser = normaliser - F.logsigmoid(normaliser - next_normaliser)
-        return out.flatten(2)
-
-    def flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        parts = (part.transpose(1, 2) for part in (query, key, value))
-        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts)
-        return out.transpose(1, 2), normaliser.transpose(1, 2).unsqueeze(-1)
-
-    run = merged(Sequence(Attention(inner), Block()), repeated_tokens(1, 64))
-    found = {(r.kind, r.status) for r in run.report.regions}
-    assert not any(kind.endswith("attention") and status == "merged" for kind, status in found)
-    assert ("feed_forward", "merged") in found
-    assert any("folds the token axis" in r.reason for r in run.report.regions), str(run.report)
 
 
 @pytest.mark.parametrize("options", [{"autotune": True}, {"device": "measure"}, {}], ids=str)
