@@ -137,7 +137,7 @@ def _pretended(mode: FakeTensorMode, found: list[Lowered]) -> Iterator[None]:
         with _OnHost():
             return deduce(self, node)
 
-    def buffer(self: Emitter, name: str, make: Callable[[], Tensor]) -> fx.Node:
+    def buffer(self: Emitter, name: str, make: Callable[[], Tensor], kept: bool = False) -> fx.Node:
         with unset_fake_temporarily(), _OnHost():
             table = make()
         with mode:

@@ -46,7 +46,7 @@ def _threshold(painter: Painter, one: Contestant, cache: Cache, asked: Pictures)
     def share(threshold: float) -> float:
         tried = replace(_with(cache, threshold=threshold), share=None)
         with flops.counting(painter, replace(one, cache=tried), asked.steps) as count:
-            return plain.blocks_left(plain.left(tried, count(asked)))
+            return plain.blocks_left(plain.left(one, count(asked)))
 
     assert cache.share is not None
     return nearest(share, cache.share)

@@ -11,6 +11,7 @@ Precondition: the symbol is the first axis of inputs, and of no other axis.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def find_batch(inputs: Sequence[Any]) -> Batch | None:
             elsewhere |= free_symbols(size)
     known = hints(inputs)
     counted = Counter({s: len(p) for s, p in firsts.items() if s not in elsewhere})
+    if len(counted) > 1 and _alike([inputs[firsts[s][0]].shape[0] for s in counted]):
+        return find_batch(inputs)
     for symbol, _ in counted.most_common():
         place = firsts[symbol][0]
         size = inputs[place].shape[0]
@@ -104,6 +107,16 @@ def specialise(inputs: Sequence[Any], but: sympy.Symbol | None = None) -> None:
                 int(size)
 
 
+def _alike(sizes: Sequence[SymInt]) -> bool:
+    """Let first axes of one size be one symbol, with a guard; whether any became one.
+
+    Inputs that only meet in a product of sizes (SDXL's times beside its latents) have two.
+    """
+    known = [size for size in sizes if not free_unbacked_symbols(size)]
+    pairs = [(a, b) for a, b in itertools.combinations(known, 2) if a.node.hint == b.node.hint]
+    return any(bool(a == b) for a, b in pairs)
+
+
 def _another(size: SymInt, others: Mapping[sympy.Symbol, int]) -> int | None:
     """A size that all guards so far allow, where other symbols are what they stand for."""
     symbol, environment = size.node.expr, size.node.shape_env
@@ -115,10 +128,18 @@ def _another(size: SymInt, others: Mapping[sympy.Symbol, int]) -> int | None:
         return None
     for further in _FURTHER:
         number = sympy.Integer(size.node.hint + further)
-        told = [expr.xreplace({symbol: number}) for expr in known]
-        if bounds.lower <= number <= bounds.upper and all(one is sympy.true for one in told):
+        allowed = all(_holds(expr, {symbol: number}) for expr in known)
+        if bounds.lower <= number <= bounds.upper and allowed:
             return int(number)
     return None
+
+
+def _holds(expr: sympy.Basic, sizes: Mapping[sympy.Symbol, sympy.Integer]) -> bool:
+    """Whether a guard does for some sizes; it may have no value there."""
+    try:
+        return expr.xreplace(sizes) is sympy.true
+    except ZeroDivisionError:
+        return False
 
 
 def _with_sizes(value: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:

@@ -38,18 +38,19 @@ def pictures(pipe: Pipe, batches: tuple[int, ...]) -> list[Tensor]:
 @pytest.mark.parametrize("name", PIPES)
 def test_pictures_of_many_batches_share_a_compile(name: str, regional: bool, method: str) -> None:
     batches, pipe, how = (1, 2, 3, 4), PIPES[name](), config(method=method)
-    classes = 2 if regional and name == "flux" else 1
+    # Of several items the first single block of Flux sees other strides than those behind it.
+    one, several = (2, 3) if regional and name == "flux" else (1, 1)
     enable(pipe.pipeline, how, regional=regional, **EAGER)
     before = compiles()
     found = pictures(pipe, batches)
     # SDXL's guidance makes two items of one: no batch has a single item.
-    assert compiles() - before == 2 * classes
+    assert compiles() - before == one + several
     with no_recompile():
         again = pictures(pipe, batches)
     assert all(map(torch.equal, found, again))
     enable(pipe.pipeline, how, regional=regional, dynamic=False, **EAGER)
     wanted = pictures(pipe, batches)
-    assert compiles() - before == (2 + len(batches)) * classes
+    assert compiles() - before == 2 * one + len(batches) * several
     for one, alone in zip(found, wanted, strict=True):
         assert torch.allclose(one, alone, atol=1e-5)
     assert len(status(pipe.pipeline).graphs[0].sizes) == len(batches)

@@ -97,6 +97,7 @@ def assert_same(folder: Path, alone: Path, before: dict[str, tuple[bytes, int]])
     assert {name: found for name, found in painted(folder).items() if name in before} == before
 
 
+@pytest.mark.ranks
 def test_two_processes_make_the_table_of_one(alone: Path, tmp_path: Path) -> None:
     given = (*LAUNCH, "benchmarks.quality", *arguments(tmp_path))
     before = interrupted(run(*given), tmp_path)
