@@ -130,7 +130,12 @@ def gather_rows(table: Tensor, index: Tensor, axis: int, batch: int | None, lead
     sizes = [1] * table.dim()
     sizes[batch], sizes[axis] = index.shape
     items_first = index if batch < axis else index.t()
-    return torch.take_along_dim(table, items_first.reshape(sizes), axis)
+    rows, found = items_first.reshape(sizes), list(table.shape)
+    found[batch] = index.shape[0]
+    # `take_along_dim` does the same, but settles a batch that is a symbol.
+    whole = table.expand(found)
+    found[axis] = index.shape[1]
+    return whole.gather(axis, rows.expand(found))
 
 
 def slots_from_sequence(

@@ -96,7 +96,7 @@ class Tokens(Line):
 
 def line(model: Denoiser | None = None) -> Tokens:
     found = Tokens(model or Denoiser())
-    apply(found, config(rest_every=2), regional=True, **EAGER)
+    apply(found, config(rest_every=2, grid=(8, 8)), regional=True, **EAGER)
     return found
 
 
