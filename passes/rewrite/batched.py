@@ -16,18 +16,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
 from torch._guards import detect_fake_mode
 
 from toma_fx.errors import CannotRewrite
-from toma_fx.passes.graph.nodes import aten
+from toma_fx.passes.graph.nodes import aten, map_leaves
 from toma_fx.passes.rewrite.lift import kept_by
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     """A size that grows with the batch: `fixed + items · batch`."""
 
     fixed: int
@@ -138,7 +139,7 @@ class Generaliser:
 
     def _check_constant(self, node: fx.Node) -> None:
         """Constants are the same for every batch; what is kept has a size for each."""
-        one, other = (_attribute(gm, str(node.target)) for gm in (self._one, self._other))
+        one, other = (operator.attrgetter(str(node.target))(gm) for gm in (self._one, self._other))
         if isinstance(one, fx.GraphModule):
             raise CannotRewrite("a graph is called whose sizes nobody sees", node)
         alike = isinstance(one, Tensor) and one.shape == other.shape
@@ -177,8 +178,11 @@ class Generaliser:
             with graph.inserting_before(first):
                 return graph.call_function(target, args)
 
+        def replaced(leaf: Any) -> Any:
+            return node_of(leaf) if isinstance(leaf, Size) else leaf
+
         for node, args, kwargs in changes:
-            node.args, node.kwargs = _replaced(args, node_of), _replaced(kwargs, node_of)
+            node.args, node.kwargs = map_leaves(args, replaced), map_leaves(kwargs, replaced)
 
     def _give_values(self, sizes: Sizes) -> None:
         """Symbolic values to what enters the graph; those of other nodes are of one batch only."""
@@ -190,28 +194,9 @@ class Generaliser:
             if node.op == "placeholder":
                 node.meta["val"] = next(values)
             elif node.op == "get_attr" and node.target in sizes:
-                held = _attribute(self._one, node.target)
+                held = operator.attrgetter(str(node.target))(self._one)
                 shape = [size.at(batch) for size in sizes[node.target]]
                 with mode:
                     node.meta["val"] = torch.empty(shape, dtype=held.dtype, device=held.device)
             elif node.op == "call_function":
                 node.meta.pop("val", None)
-
-
-def _replaced(item: Any, node_of: Any) -> Any:
-    if isinstance(item, Size):
-        return node_of(item)
-    if isinstance(item, list | tuple):
-        return type(item)(_replaced(part, node_of) for part in item)
-    if isinstance(item, dict):
-        return {key: _replaced(part, node_of) for key, part in item.items()}
-    if isinstance(item, slice):
-        return slice(*(_replaced(p, node_of) for p in (item.start, item.stop, item.step)))
-    return item
-
-
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
-    found: Any = gm
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
